@@ -1,0 +1,49 @@
+"""The contract of the models room.
+
+THIS ROOM holds backbones: plain networks that give a row of the log a click logit.
+YOU WRITE a `Backbone` whose parameters live under `embedding`, `shared` and `specific`, with a
+`forward` that returns an `Output`; one file, one yaml in `conf/model/`, one test.
+YOU GET every updater, every log, resume and scoring; `layers.py` has embeddings and towers.
+YOU MAY NOT meet Lightning, Hydra or an updater, keep anything between two calls but parameters and
+batch-norm statistics, or leave a parameter without gradient when a scenario is absent from a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from incrs.period import Batch
+
+
+class Output(NamedTuple):
+    """What a backbone says of B rows.
+
+    logit: (B,).
+    shared: (B, H), what the rows of every scenario go through; None unless asked for.
+    specific: (B, K), what only the row's own scenario computed; K = 0 where a backbone has no such
+    part; None unless asked for.
+    """
+
+    logit: Tensor
+    shared: Tensor | None = None
+    specific: Tensor | None = None
+
+
+class Backbone(nn.Module, ABC):
+    """A network from rows to click logits, under `embedding`, `shared` and `specific`."""
+
+    embedding: nn.Module
+    shared: nn.Module
+    specific: nn.Module
+
+    @abstractmethod
+    def forward(self, batch: Batch, representations: bool = False) -> Output:
+        """Score B rows; fill `Output.shared` and `.specific` only where `representations`."""
+
+    def loss(self, batch: Batch, output: Output) -> Tensor:
+        """Return the training loss, a scalar: mean binary cross-entropy over the rows."""
+        return F.binary_cross_entropy_with_logits(output.logit, batch.label)
