@@ -1,0 +1,83 @@
+"""What a person sees while a run goes on: a progress bar and one line per period."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from incrs.dashboard import Timing, Watcher
+from incrs.results import POOLED, Row, Run
+
+terminal = Terminal(highlight=False, soft_wrap=True)
+
+
+def line(text: str) -> None:
+    """Print one line."""
+    terminal.print(text, markup=False)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Show that something is being done while it lasts; nothing where nobody watches."""
+    with terminal.status(text):
+        yield
+
+
+class Progressing(Watcher):
+    """Shows the steps of the period in training, and a line for each period scored.
+
+    about: the run's name.  periods: how many there are to train on.
+    """
+
+    def __init__(self, about: Run, periods: int):
+        line(f"{about.model} · {about.updater} · {about.data} · seed {about.seed}")
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            console=terminal,
+            transient=True,
+            disable=not terminal.is_terminal,
+        )
+        self._periods = periods
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()
+
+    def period_begins(self, period: int, name: str, steps: int) -> None:
+        """Begin a bar of its own for the period."""
+        text = f"period {period} of {self._periods - 1}"
+        self._bar.reset(self._task, total=steps, description=f"{text} ({name})")
+
+    def step_done(self) -> None:
+        """Move the bar."""
+        self._bar.advance(self._task)
+
+    def period_done(self, rows: Sequence[Row], losses: Sequence[float], timing: Timing) -> None:
+        """Print the period's line."""
+        if not rows:
+            line(f"  {timing.name}  learnt; its model serves what comes next")
+            return
+        value = {(row.scenario, row.metric): row.value for row in rows}
+        scenarios = [s for s, metric in value if metric == "auc" and s != POOLED]
+        parts = [f"{s} {number(value[s, 'auc'])}" for s in scenarios]
+        oracle = value.get((POOLED, "oracle_auc"))
+        best = "" if oracle is None else f" of {number(oracle)}"
+        line(
+            f"  {timing.scored}  {rows[0].role:<4}  auc {number(value[POOLED, 'auc'])}{best}  "
+            f"log loss {number(value[POOLED, 'logloss'])}  by scenario {'  '.join(parts)}  "
+            f"{timing.fit_seconds + timing.score_seconds:.1f} s"
+        )
+
+    def run_ends(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+def number(value: float | None) -> str:
+    """Return a metric with four decimals, or a dash where it is not defined."""
+    return "-" if value is None else f"{value:.4f}"

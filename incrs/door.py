@@ -1,0 +1,144 @@
+"""How a command begins and ends: Hydra composes, a user's mistake is one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from incrs.errors import Mistake
+from incrs.signals import Interrupted, listen
+
+_HERE = Path(__file__).parent
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+"""The configuration: inside the package once installed, beside it in a checkout."""
+
+
+class _Stop(BaseException):
+    """Ends the command from inside a job; Hydra lets it pass."""
+
+    def __init__(self, status: int):
+        self.status = status
+
+
+def run_folder(resume: str | None, fresh: str) -> str:
+    """Return the folder a single run writes to: the one it goes on in, or a fresh one."""
+    return str(resume) if resume else fresh
+
+
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+
+
+def enter(job: Callable[[DictConfig], None]) -> None:
+    """Compose the configuration from the command line and run the job, once or as a sweep.
+
+    Exit status: 0, 2 for a user's mistake, 128 + the signal's number (130 for Ctrl-C).
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; told below
+    listen()
+
+    def guarded(config: DictConfig) -> None:
+        try:
+            job(config)
+        except (Mistake, HydraException, OmegaConfBaseException) as error:
+            sentence = explain(error)
+            if sentence is None:
+                raise
+            tell(sentence)
+            raise _Stop(2) from None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(guarded)()
+    except _Stop as stop:
+        sys.exit(stop.status)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.number)
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    tell(explain(error) or " ".join(str(error).split()))
+    sys.exit(2)
+
+
+def tell(sentence: str) -> None:
+    """Print a mistake to standard error."""
+    print(f"incrs: {sentence}", file=sys.stderr, flush=True)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return a configuration error as one sentence, or None where it is not the user's mistake."""
+    if isinstance(error, Mistake):
+        return str(error)
+    if isinstance(error, InstantiationException):
+        return _explain_call(error)
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or str(error).split()[-1]
+        return f"{key} has no value yet: give {key}=..."
+    if isinstance(error, MissingConfigException):
+        return _explain_choice(error)
+    if isinstance(error, HydraException) and (found := _override_of(error)):
+        return _explain_key(found)
+    return " ".join(str(error).split())
+
+
+def _explain_call(error: InstantiationException) -> str | None:
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, Mistake):
+            return str(cause)
+        root, cause = cause, cause.__cause__
+    where = re.search(r"full_key: (\S+)", str(error))
+    key = where.group(1) if where else "the configuration"
+    text = " ".join(str(root if error.__cause__ else error).split())
+    if isinstance(error.__cause__, TypeError | ValueError | None) or "locate" in text:
+        return f"{key}: these settings are not accepted: {text}"
+    return None
+
+
+def _explain_choice(error: MissingConfigException) -> str:
+    found = re.search(r"Could not find '([^']+)'", str(error))
+    options = re.search(r"Available options in '([^']+)':\n((?:\t.*\n?)*)", str(error))
+    if not found or not options:
+        return " ".join(str(error).split())
+    group, _, name = found.group(1).rpartition("/")
+    known = options.group(2).split()
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{group}={name}: there is no such {group}{hint}; there are {', '.join(known)}"
+
+
+def _override_of(error: Exception) -> str | None:
+    found = re.search(r"Could not override '([^']+)'", str(error))
+    return found.group(1) if found else None
+
+
+def _explain_key(key: str) -> str:
+    """Say that a setting does not exist, and what there is in its place."""
+    given = [arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]
+    kept = [arg for arg in given if arg.split("=")[0].lstrip("+~") != key]
+    parent, _, name = key.rpartition(".")
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config: Any = compose("train", [arg.split(",")[0] for arg in kept])
+        inside = OmegaConf.select(config, parent) if parent else config
+        known = [str(k) for k in inside] if isinstance(inside, DictConfig) else []
+    except Exception:
+        known = []
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {f'{parent}.' if parent else ''}{near[0]}?" if near else ""
+    listing = f"; {parent or 'the configuration'} has {', '.join(k for k in known if k[0] != '_')}"
+    return f"{key}: there is no such setting{hint or (listing if known else '')}"

@@ -1,0 +1,136 @@
+"""`ScenarioModule`: the one LightningModule. It wraps any backbone and asks the updaters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from incrs.models.base import Backbone, Output
+from incrs.period import Batch
+from incrs.updaters.base import Updater, Weights, overrides
+
+OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class ScenarioModule(L.LightningModule):
+    """Trains a backbone on a period and scores the next one, through what the updaters say.
+
+    backbone: the weights of now; `initial_weights` keeps a copy of them as they came.
+    updaters: by name, in the order they compose.  scenarios: S.
+    optimizer: makes an optimizer from parameters.  carry_optimizer: True lets the optimizer's state
+    run on from one fit to the next, False starts it cold in every fit.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        updaters: Mapping[str, Updater],
+        optimizer: OptimizerMaker,
+        scenarios: int,
+        carry_optimizer: bool = True,
+    ):
+        super().__init__()
+        self.backbone, self.scenarios = backbone, scenarios
+        self.updaters = dict(updaters)
+        self.initial_weights: Weights = clone(backbone.state_dict())
+        self.optimizer_state: dict[str, Any] | None = None
+        self.learning_rate: float | None = None  # of the next fit; None: the optimizer's own
+        self.losses: list[Tensor] = []  # one scalar a step, on the device, of the last fit
+        self._make_optimizer, self._carry = optimizer, carry_optimizer
+        self._representations = any(u.wants_representations for u in self.updaters.values())
+        self._through = [u for u in self.updaters.values() if overrides(u, "training_weights")]
+        self._penalties = [u for u in self.updaters.values() if overrides(u, "penalty")]
+        self._previous: tuple[Backbone, ...] = ()  # in a tuple: no submodule, in no state_dict
+        self._remembered: tuple[Batch, Output] | None = None
+        self._serving: Weights | None = None
+
+    @property
+    def previous(self) -> Backbone | None:
+        """The model of t-1: frozen, in evaluation mode; None in the warm-up."""
+        return self._previous[0] if self._previous else None
+
+    def remember(self) -> None:
+        """Make the present weights the previous model, if any updater asks for one."""
+        if any(u.wants_previous for u in self.updaters.values()):
+            self._previous = (copy.deepcopy(self.backbone).eval().requires_grad_(False),)
+
+    def start_from(self, weights: Weights) -> None:
+        """Put weights into the backbone; the optimizer starts cold with them."""
+        self.backbone.load_state_dict(weights)
+        self.optimizer_state = None
+
+    def previous_output(self, batch: Batch) -> Output | None:
+        """Return the previous model's output on a batch, computed once a step; None in the warm-up."""
+        if self.previous is None:
+            return None
+        if self._remembered is None or self._remembered[0] is not batch:
+            with torch.no_grad():
+                output = self.previous(batch, representations=self._representations)
+            self._remembered = (batch, output)
+        return self._remembered[1]
+
+    def serve(self, weights: Weights | None) -> None:
+        """Score through these weights from now on; None: through the backbone's own."""
+        self._serving = weights
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch with every updater's penalty added."""
+        if self._through:
+            weights: Weights = {
+                **dict(self.backbone.named_parameters()),
+                **dict(self.backbone.named_buffers()),
+            }
+            for updater in self._through:
+                weights = updater.training_weights(self, weights)
+            output = functional_call(self.backbone, dict(weights), (batch, self._representations))
+        else:
+            output = self.backbone(batch, self._representations)
+        loss = self.backbone.loss(batch, output)
+        for updater in self._penalties:
+            penalty = updater.penalty(self, batch, output)
+            if penalty is not None:
+                loss = loss + penalty
+        self.losses.append(loss.detach())
+        return loss
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the logits of a batch, (B,), through the serving weights."""
+        if self._serving is None:
+            return self.backbone(batch).logit
+        return functional_call(self.backbone, dict(self._serving), (batch,)).logit
+
+    def configure_optimizers(self) -> Optimizer:
+        """Make the optimizer of this fit, and load the state carried over from the last one."""
+        optimizer = self._make_optimizer(self.backbone.parameters())
+        rates = [group["lr"] for group in optimizer.param_groups]
+        if self._carry and self.optimizer_state is not None:
+            optimizer.load_state_dict(self.optimizer_state)
+        for group, own in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = own if self.learning_rate is None else self.learning_rate
+        return optimizer
+
+    def on_train_start(self) -> None:
+        """Bring the previous model to the device; start the record of losses."""
+        if self.previous is not None:
+            self.previous.to(self.device)
+        self.losses = []
+
+    def on_train_end(self) -> None:
+        """Keep the optimizer's state for the next fit, and drop what belonged to the last step."""
+        if self._carry:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, Optimizer)
+            self.optimizer_state = optimizer.state_dict()
+        self._remembered = None
+
+
+def clone(weights: Weights) -> dict[str, Tensor]:
+    """Return a copy of the weights that nothing else writes into, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in weights.items()}

@@ -1,0 +1,269 @@
+"""The door that compares runs: `python -m incrs.report multirun/2026-01-31/10-00-00 [more folders]`
+
+One line per data, model and updater: means over seeds and test periods, and the paired difference
+in pooled AUC to a baseline updater with its 95% interval. `--role tune` reads the tune periods
+instead, the only ones that settings may be chosen on. `--markdown` prints what a README can hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from scipy import stats
+
+from incrs import results
+from incrs.console import number, terminal
+from incrs.errors import Mistake
+from incrs.results import POOLED, Row, Run
+
+
+def scenarios_of(rows: Iterable[Row]) -> list[str]:
+    """Return the scenarios of the rows in their order, `all` last."""
+    names = dict.fromkeys(row.scenario for row in rows if row.metric == "auc")
+    return [name for name in names if name != POOLED] + [POOLED]
+
+
+def show_run(rows: Sequence[Row], about: Run) -> None:
+    """Print a run's table: periods by scenarios, AUC and log loss, with the means at the foot."""
+    names = scenarios_of(rows)
+    table = Table(title=f"{about.model} · {about.updater} · {about.data}", box=box.SIMPLE_HEAD)
+    table.add_column("period", justify="right")
+    table.add_column("role")
+    for name in names:
+        table.add_column(f"{name}\nAUC", justify="right")
+        table.add_column("\nlog loss", justify="right", style="dim")
+    value = {(row.period, row.scenario, row.metric): row.value for row in rows}
+    roles = {row.period: row.role for row in rows}
+    wanted = [(name, metric) for name in names for metric in ("auc", "logloss")]
+    if any(row.metric == "oracle_auc" for row in rows):
+        table.add_column("oracle\nAUC", justify="right")
+        wanted.append((POOLED, "oracle_auc"))
+
+    def cells(periods: Sequence[int]) -> list[str]:
+        found = []
+        for name, metric in wanted:
+            there = [v for t in periods if (v := value.get((t, name, metric))) is not None]
+            found.append(number(float(np.mean(there)) if there else None))
+        return found
+
+    for period, role in roles.items():
+        dead = value.get((period, POOLED, "collapsed"))
+        table.add_row(str(period), role + (" collapsed" if dead else ""), *cells([period]))
+    table.add_section()
+    for role in dict.fromkeys(roles.values()):
+        table.add_row("mean", role, *cells([t for t, r in roles.items() if r == role]))
+    terminal.print(table)
+
+
+def draw_curves(rows: Sequence[Row], path: Path) -> None:
+    """Draw AUC by period, a panel for each scenario, the oracle dotted where it is known."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    names = scenarios_of(rows)
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        across = min(3, len(names))
+        down = -(-len(names) // across)
+        figure = Figure(figsize=(3.6 * across, 2.6 * down), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
+        for axis, name in zip(axes, names, strict=False):
+            for metric, style in (("auc", "o-"), ("oracle_auc", "k:")):
+                found = [r for r in rows if r.scenario == name and r.metric == metric]
+                if found:
+                    values = [np.nan if r.value is None else r.value for r in found]
+                    label = "oracle" if metric == "oracle_auc" else found[0].updater
+                    axis.plot([r.period for r in found], values, style, label=label, markersize=3)
+            axis.set_title(f"scenario {name}" if name != POOLED else "all scenarios")
+            axis.set_xlabel("period")
+            axis.set_ylabel("AUC")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.25)
+        for axis in axes[len(names) :]:
+            axis.remove()
+        axes[0].legend(frameon=False)
+        partial = path.with_name(f".{path.stem}.partial.png")
+        figure.savefig(partial, dpi=150)
+    partial.replace(path)
+
+
+class Finished(NamedTuple):
+    """One run as the report reads it."""
+
+    record: Mapping[str, Any]
+    rows: list[Row]
+
+
+class Line(NamedTuple):
+    """One line of the summary: means over seeds and periods of one configuration."""
+
+    data: str
+    model: str
+    updater: str
+    seeds: int
+    auc: float
+    logloss: float
+    by_scenario: dict[str, float]
+    difference: float | None
+    half_width: float | None
+    seconds: float
+
+
+def find_runs(folders: Sequence[Path]) -> list[Finished]:
+    """Read every run below the folders.  Raises Mistake where there is none."""
+    found = sorted({file.parent for folder in folders for file in folder.rglob("run.json")})
+    runs = [
+        Finished(json.loads((one / "run.json").read_text()), results.read(one / results.FILE))
+        for one in found
+        if (one / results.FILE).exists()
+    ]
+    if not runs:
+        raise Mistake(
+            f"no run with results below {' '.join(map(str, folders))}: give a run or sweep folder"
+        )
+    return runs
+
+
+def _label(run: Finished, runs: Sequence[Finished]) -> str:
+    """Return the updater's name, with the settings that tell it from runs of the same name."""
+    about = run.record["about"]
+    same = [
+        r
+        for r in runs
+        if all(r.record["about"][k] == about[k] for k in ("data", "model", "updater"))
+    ]
+    if len({r.record["about"]["run"] for r in same}) == 1:
+        return str(about["updater"])
+    shared = set.intersection(*(set(r.record["overrides"]) for r in same))
+    own = [o for o in run.record["overrides"] if o not in shared and not o.startswith("seed=")]
+    return " ".join([about["updater"], *own])
+
+
+def paired(these: Mapping[Any, float], those: Mapping[Any, float]) -> tuple[float, float] | None:
+    """Return the mean difference over the keys of both and the half-width of its 95% t-interval."""
+    gaps = np.array([these[key] - those[key] for key in these if key in those])
+    if len(gaps) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
+    return float(gaps.mean()), float(half)
+
+
+def summarise(runs: Sequence[Finished], baseline: str, role: str) -> list[Line]:
+    """Return a line per configuration, pairs taken over (seed, period) within data and model."""
+    groups: dict[tuple[str, str, str], list[Finished]] = {}
+    for run in runs:
+        about = run.record["about"]
+        groups.setdefault((about["data"], about["model"], _label(run, runs)), []).append(run)
+
+    def values(group: Sequence[Finished], metric: str, scenario: str) -> dict[Any, float]:
+        return {
+            (row.seed, row.period): row.value
+            for run in group
+            for row in run.rows
+            if (row.metric, row.scenario, row.role) == (metric, scenario, role)
+            and row.value is not None
+        }
+
+    lines = []
+    for (data, model, label), group in groups.items():
+        auc = values(group, "auc", POOLED)
+        if not auc:
+            continue
+        rival = groups.get((data, model, baseline))
+        gap = paired(auc, values(rival, "auc", POOLED)) if rival and label != baseline else None
+        later = [t for run in group for t in run.record["timings"][1:]]
+        lines.append(
+            Line(
+                data,
+                model,
+                label,
+                len({run.record["about"]["seed"] for run in group}),
+                _mean(auc),
+                _mean(values(group, "logloss", POOLED)),
+                {
+                    name: _mean(values(group, "auc", name))
+                    for name in scenarios_of(group[0].rows)
+                    if name != POOLED
+                },
+                gap[0] if gap else None,
+                gap[1] if gap else None,
+                float(np.mean([t["fit_seconds"] for t in later])) if later else 0.0,
+            )
+        )
+    return lines
+
+
+def _mean(values: Mapping[Any, float]) -> float:
+    return float(np.mean(list(values.values()))) if values else float("nan")
+
+
+def table_of(lines: Sequence[Line], baseline: str) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the cells of the summary."""
+    names = list(dict.fromkeys(name for line in lines for name in line.by_scenario))
+    heads = ["data", "model", "updater", "seeds", "AUC", f"minus {baseline} (95%)", "log loss"]
+    heads += [f"AUC {name}" for name in names] + ["s/period"]
+    cells = []
+    for line in lines:
+        gap = "-"
+        if line.difference is not None and line.half_width is not None:
+            gap = f"{line.difference:+.4f} ± {line.half_width:.4f}"
+        row = [line.data, line.model, line.updater, str(line.seeds), f"{line.auc:.4f}", gap]
+        row += [f"{line.logloss:.4f}"]
+        row += [f"{line.by_scenario.get(name, float('nan')):.4f}" for name in names]
+        cells.append([*row, f"{line.seconds:.2f}"])
+    return heads, cells
+
+
+def show_summary(
+    runs: Sequence[Finished], baseline: str = "finetune", role: str = "test", markdown: bool = False
+) -> None:
+    """Print the summary of the runs."""
+    lines = summarise(runs, baseline, role)
+    if not lines:
+        raise Mistake(f"--role {role}: the runs have no period of that role")
+    heads, cells = table_of(lines, baseline)
+    if markdown:
+        rule = ["---" if i < 3 else "---:" for i in range(len(heads))]
+        for row in (heads, rule, *cells):
+            print("| " + " | ".join(row) + " |")
+        return
+    table = Table(title=f"means over seeds and {role} periods", box=box.SIMPLE_HEAD)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i < 3 else "right")
+    for row in cells:
+        table.add_row(*row)
+    terminal.print(table)
+    waiting = sum(not run.record["finished"] for run in runs)
+    if waiting:
+        terminal.print(
+            f"{waiting} of {len(runs)} runs are not finished; their periods so far count"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status, 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m incrs.report", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="run or sweep folders")
+    parser.add_argument("--baseline", default="finetune", help="updater to take differences to")
+    parser.add_argument("--role", default="test", choices=("tune", "test"), help="periods to read")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    given = parser.parse_args(arguments)
+    try:
+        show_summary(find_runs(given.folders), given.baseline, given.role, given.markdown)
+    except Mistake as mistake:
+        print(f"incrs: {mistake}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

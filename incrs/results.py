@@ -1,0 +1,142 @@
+"""`results.csv`: what a run measured, one tidy row per number.
+
+Nothing in it differs between two runs of one configuration; timings live in `run.json`.
+
+    import polars as pl
+    pl.read_csv("multirun/2026-01-31/10-00-00/results.csv").filter(metric="auc", scenario="all")
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from incrs import metrics
+from incrs.data.base import Schema
+from incrs.period import Period
+
+FILE = "results.csv"
+POOLED = "all"
+"""The scenario name of a number read on all scenarios' rows together."""
+
+
+class Run(NamedTuple):
+    """What names a run: `run` is a digest of its configuration, the same on every machine."""
+
+    run: str
+    data: str
+    model: str
+    updater: str
+    seed: int
+
+
+class Row(NamedTuple):
+    """One number of one run: the columns of `results.csv`; `value` is empty where undefined."""
+
+    run: str
+    data: str
+    model: str
+    updater: str
+    seed: int
+    period: int
+    role: str
+    scenario: str
+    metric: str
+    value: float | None
+    rows: int
+    positives: int
+
+
+def measure(run: Run, schema: Schema, period: Period, logit: np.ndarray) -> list[Row]:
+    """Return the rows that period's scores give, pooled first, then scenario by scenario.
+
+    logit: (n,) float32 scores of the period's rows in their order. Metrics: auc, logloss, gauc
+    (where the log has users), oracle_auc and oracle_logloss (where the truth is known), and
+    collapsed, 1 where the pooled scores are all equal or not finite, else 0.
+    """
+    label = period.rows.label.cpu().numpy()
+    scenario = period.rows.scenario.cpu().numpy()
+    user = None
+    if schema.user is not None:
+        user = period.rows.fields[:, schema.column(schema.user)].cpu().numpy()
+    truth = None if period.truth is None else period.truth.cpu().numpy()
+    groups: list[tuple[str, np.ndarray]] = [(POOLED, np.ones(len(label), dtype=bool))]
+    groups += [(name, scenario == s) for s, name in enumerate(schema.scenarios)]
+    rows = []
+    for name, where in groups:
+        found = {
+            "auc": metrics.auc(logit[where], label[where]),
+            "logloss": metrics.logloss(logit[where], label[where]),
+        }
+        if user is not None:
+            found["gauc"] = metrics.gauc(logit[where], label[where], user[where])
+        if truth is not None:
+            odds = np.log(truth[where]) - np.log1p(-truth[where])
+            found["oracle_auc"] = metrics.auc(truth[where], label[where])
+            found["oracle_logloss"] = metrics.logloss(odds, label[where])
+        if name == POOLED:
+            dead = float(has_collapsed(logit))
+            found["collapsed"] = metrics.Measured(dead, *found["auc"][1:])
+        rows += [
+            Row(*run, period.index, str(period.role), name, metric, *measured)
+            for metric, measured in found.items()
+        ]
+    return rows
+
+
+def has_collapsed(logit: np.ndarray) -> bool:
+    """Return whether a period's scores rank nothing: all equal, or not all finite.  logit: (n,)."""
+    if not np.isfinite(logit).all():
+        return True
+    return len(logit) > 1 and bool(logit.min() == logit.max())
+
+
+def to_csv(rows: Iterable[Row]) -> str:
+    """Return the rows as CSV text, floats in the shortest form that reads back to the same."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows to `path` whole or not at all."""
+    replace_text(path, to_csv(rows))
+
+
+def read(path: Path) -> list[Row]:
+    """Read back what `write` wrote."""
+    with path.open(newline="") as file:
+        lines = csv.reader(file)
+        next(lines)
+        return [
+            Row(
+                *(run, data, model, updater, int(seed), int(period), role, scenario, metric),
+                value=float(value) if value else None,
+                rows=int(rows),
+                positives=int(positives),
+            )
+            for (
+                *(run, data, model, updater, seed, period, role, scenario, metric),
+                value,
+                rows,
+                positives,
+            ) in lines
+        ]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file atomically: a reader sees the old one or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

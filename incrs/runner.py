@@ -1,0 +1,185 @@
+"""`run`: the protocol. Train on D_t, score D_{t+1}, only then let anything learn from it; repeat.
+
+for history, following in stream.pairs(start):      # (D_0 .. D_t, D_{t+1})
+...
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import lightning as L
+import numpy as np
+import torch
+
+from incrs import results
+from incrs.dashboard import Timing, Watcher
+from incrs.data.stream import BatchLoader, History, PeriodStream
+from incrs.folder import RunFolder
+from incrs.module import ScenarioModule, clone
+from incrs.period import Period
+from incrs.results import Row, Run
+from incrs.signals import uninterrupted
+from incrs.updaters.base import Weights
+
+log = logging.getLogger(__name__)
+
+TrainerMaker = Callable[..., L.Trainer]
+
+
+def seed_of(seed: int, period: int) -> int:
+    """Return the seed of everything random in a period; so resume needs no saved random state."""
+    return int(np.random.SeedSequence([seed, period]).generate_state(1)[0])
+
+
+class _Steps(L.Callback):
+    """Tells the watchers of every step."""
+
+    def __init__(self, watchers: Sequence[Watcher]):
+        self.watchers = watchers
+
+    def on_train_batch_end(self, *_: object) -> None:
+        for watcher in self.watchers:
+            watcher.step_done()
+
+
+class Fit:
+    """`fit(module, *periods, epochs=1)` trains any LightningModule on periods' rows, shuffled.
+
+    A fresh Trainer each time: one that is fitted twice trains nothing the second time.
+    """
+
+    def __init__(self, trainer: TrainerMaker, stream: PeriodStream, watchers: Sequence[Watcher]):
+        self._trainer, self._stream, self._steps = trainer, stream, _Steps(watchers)
+        self.seed = 0
+
+    def __call__(self, module: L.LightningModule, *periods: Period, epochs: int = 1) -> None:
+        """Train the module; afterwards its weights and optimizer state are those of the last step."""
+        callbacks: list[L.Callback] = [self._steps]
+        if isinstance(module, ScenarioModule):
+            callbacks += module.updaters.values()
+        trainer = make_trainer(self._trainer, callbacks, epochs)
+        loader = self._stream.loader(Period.concat(periods), self.seed)
+        for watcher in self._steps.watchers:
+            watcher.period_begins(periods[-1].index, periods[-1].name, epochs * len(loader))
+        trainer.fit(module, loader)
+        if trainer.global_step != epochs * len(loader):
+            raise RuntimeError(f"trained {trainer.global_step} of {epochs * len(loader)} steps")
+
+
+def make_trainer(maker: TrainerMaker, callbacks: list[L.Callback], epochs: int) -> L.Trainer:
+    """Return a Trainer that trains and nothing else: no files, no bars, no validation."""
+    return maker(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def score(module: ScenarioModule, trainer: TrainerMaker, loader: BatchLoader) -> np.ndarray:
+    """Return the logits of the loader's rows in their order, (n,) float32."""
+    parts = make_trainer(trainer, [], 1).predict(module, loader)
+    return torch.cat(cast("list[torch.Tensor]", parts)).cpu().numpy()
+
+
+def update(
+    stream: PeriodStream,
+    module: ScenarioModule,
+    history: History,
+    fit: Fit,
+    warmup_epochs: int,
+    epochs: int,
+    incremental_lr: float | None,
+) -> int:
+    """Train the module on D_t as its updaters say; return the rows trained on, over all epochs."""
+    warming_up = len(history) == stream.warmup
+    period = Period.concat(history[:]) if warming_up else history[-1]
+    for updater in module.updaters.values():
+        period = updater.training_period(module, history, period)
+    if not len(period):
+        return 0
+    present: Weights = module.backbone.state_dict()
+    weights = present
+    for updater in module.updaters.values():
+        weights = updater.starting_weights(module, weights)
+    anew = warming_up or weights is not present
+    if anew:
+        module.start_from(weights)
+    module.learning_rate = None if anew else incremental_lr
+    fit(module, period, epochs=warmup_epochs if anew else epochs)
+    return len(period) * (warmup_epochs if anew else epochs)
+
+
+def run(
+    stream: PeriodStream,
+    module: ScenarioModule,
+    trainer: TrainerMaker,
+    folder: RunFolder,
+    about: Run,
+    watchers: Sequence[Watcher] = (),
+    warmup_epochs: int = 2,
+    epochs: int = 1,
+    incremental_lr: float | None = None,
+) -> list[Row]:
+    """Run the protocol over the stream, or go on where the folder's checkpoint stands.
+
+    about: names the run and holds the seed.  warmup_epochs: of the first fit, and of every fit that
+    starts from the initial weights; epochs: of the others.  incremental_lr: learning rate of those
+    others, None for the optimizer's own.  Returns all rows of results.csv.
+    """
+    done = folder.restore(module)
+    rows = [] if done is None else folder.rows_until(done + 1)
+    if done is not None:
+        module.remember()
+    fit = Fit(trainer, stream, watchers)
+    for history, following in stream.pairs(None if done is None else done + 1):
+        t, began = len(history) - 1, time.perf_counter()
+        fit.seed = seed_of(about.seed, t)
+        L.seed_everything(fit.seed, verbose=False)
+        trained = update(stream, module, history, fit, warmup_epochs, epochs, incremental_lr)
+        losses = torch.stack(module.losses).tolist() if trained else []
+        own: Weights = module.backbone.state_dict()
+        weights = own
+        for updater in module.updaters.values():
+            weights = updater.serving_weights(module, weights)
+        served, fitted, found = clone(weights), time.perf_counter(), list[Row]()
+        if following is not None:
+            module.serve(None if weights is own else weights)
+            logit = score(module, trainer, stream.loader(following))
+            module.serve(None)
+            found = results.measure(about, stream.schema, following, logit)
+            if results.has_collapsed(logit):
+                log.warning(
+                    "the model has collapsed: its scores of period %d (%s) are all equal or not "
+                    "finite; results.csv marks it, and a smaller optimizer.lr may prevent it",
+                    following.index,
+                    following.name,
+                )
+        timing = Timing(
+            period=t,
+            name=history[-1].name,
+            scored="" if following is None else following.name,
+            fit_seconds=fitted - began,
+            score_seconds=time.perf_counter() - fitted,
+            rows_trained=trained,
+            rows_scored=0 if following is None else len(following),
+        )
+        if following is not None:
+            for updater in module.updaters.values():
+                updater.learn_next(module, history, following, fit)
+        module.remember()
+        rows += found
+        with uninterrupted():
+            folder.write_serving(t + 1, served)
+            folder.write_results(rows)
+            folder.add_timing(timing)
+            folder.save(t, module)
+        for watcher in watchers:
+            watcher.period_done(found, losses, timing)
+    return rows

@@ -1,0 +1,48 @@
+"""Ctrl-C and termination: the write in progress is finished first, then the run stops."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop.  `number`: the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+_held = 0
+_waiting: int | None = None
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    global _waiting
+    if _held:
+        _waiting = number
+    else:
+        raise Interrupted(number)
+
+
+def listen() -> None:
+    """Turn SIGINT and SIGTERM into Interrupted from now on; main thread only."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let what is inside finish before a signal stops the run."""
+    global _held, _waiting
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+        if not _held and _waiting is not None:
+            number, _waiting = _waiting, None
+            raise Interrupted(number)

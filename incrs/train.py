@@ -1,0 +1,204 @@
+"""The door that trains: `python -m incrs.train model=star updater=incmsr data=kuairand data.path=...`
+
+python -m incrs.train                                     the embedded synthetic log
+python -m incrs.train -m updater=finetune,incmsr seed=0,1 a sweep, one run per combination
+python -m incrs.train resume=multirun/2026-01-31/10-00-00 go on where a run stopped
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import re
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from incrs import console, report
+from incrs.data.base import Source
+from incrs.data.stream import PeriodStream
+from incrs.door import enter
+from incrs.errors import Mistake
+from incrs.folder import RunFolder
+from incrs.models.base import Backbone
+from incrs.module import ScenarioModule
+from incrs.results import Run
+from incrs.runner import run, seed_of
+from incrs.signals import Interrupted
+from incrs.updaters.base import Updater, check
+
+ELSEWHERE = {"path", "store", "trainer", "logger", "resume", "seed"}
+"""Settings that say where and how a run is computed, not what: they are no part of its name."""
+
+SECRET = re.compile(r"api_?key|token|secret|password", re.IGNORECASE)
+
+
+def main(config: DictConfig) -> None:
+    """Run one configuration, or go on with the one in `resume`."""
+    quiet()
+    if config.resume is None:
+        folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+        record = begin(config, folder)
+    else:
+        folder = RunFolder(Path(config.resume))
+        record = go_on(folder)
+        config = OmegaConf.create(record["config"])
+    execute(config, folder, record)
+
+
+def quiet() -> None:
+    """Keep Lightning's tips, device lines and hints about loaders and loggers off the console."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
+    """Check what can be checked before anything is read, and open the run folder's record."""
+    checks = {"seed": 0, "batch_size": 1, "warmup_epochs": 1, "epochs": 1}
+    for key, least in checks.items():
+        if type(config[key]) is not int or config[key] < least:
+            raise Mistake(f"{key}={config[key]}: give a whole number from {least}")
+    if folder.record:
+        raise Mistake(
+            f"{folder.path} holds a run already: give resume={folder.path} to go on with it"
+        )
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    choices = HydraConfig.get().runtime.choices
+    about = Run(
+        run=digest(resolved),
+        data=config.data.name,
+        model=choices["model"],
+        updater="+".join(config.updater),
+        seed=config.seed,
+    )
+    packages = ("incrs", "torch", "lightning", "polars", "numpy", "hydra-core")
+    return {
+        "command": " ".join(["python", "-m", "incrs.train", *sys.argv[1:]]),
+        "overrides": list(HydraConfig.get().overrides.task),
+        "about": about._asdict(),
+        "config": without_secrets(resolved),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "timings": [],
+        "finished": False,
+    }
+
+
+def go_on(folder: RunFolder) -> dict[str, Any]:
+    """Read the record of the run to go on with."""
+    others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+    if others:
+        raise Mistake(
+            f"resume= goes on with a run as it was configured, so it takes no other setting: "
+            f"leave out {' '.join(others)}"
+        )
+    record = folder.record
+    if not record:
+        raise Mistake(
+            f"resume={folder.path}: there is no run.json in that folder, so no run to go on with"
+        )
+    return record
+
+
+def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> None:
+    """Build the objects that a configuration names, run them, and show what came out."""
+    about = Run(**record["about"])
+    updaters: dict[str, Updater] = dict(instantiate(config.updater, _convert_="all"))
+    check(updaters)
+    with console.busy(f"preparing {about.data}"):
+        source: Source = instantiate(config.data, _convert_="all")
+        source.prepare()
+    if record.get("data", {}).get("fingerprint", source.fingerprint) != source.fingerprint:
+        raise Mistake(
+            f"resume={folder.path}: the log is not the one the run began with; "
+            f"start a new run, or give back the files of {config.data.get('path', 'the log')}"
+        )
+    record["data"] = {
+        "fingerprint": source.fingerprint,
+        "roles": [str(role) for role in source.roles],
+        "scenarios": list(source.schema.scenarios),
+    }
+    stream = PeriodStream(source, config.batch_size)
+    torch.manual_seed(seed_of(config.seed, 0))
+    backbone: Backbone = instantiate(
+        config.model, schema=source.schema, seed=config.seed, _convert_="all"
+    )
+    module = ScenarioModule(
+        backbone,
+        updaters,
+        instantiate(config.optimizer, _partial_=True, _convert_="all"),
+        len(source.schema.scenarios),
+        config.carry_optimizer,
+    )
+    trainer = instantiate(config.trainer, _partial_=True, _convert_="all")
+    folder.write_record(record)
+    watchers = [console.Progressing(about, len(stream.roles)), *instantiate_loggers(config, folder)]
+    began = time.perf_counter()
+    try:
+        rows = run(
+            stream,
+            module,
+            trainer,
+            folder,
+            about,
+            watchers,
+            warmup_epochs=config.warmup_epochs,
+            epochs=config.epochs,
+            incremental_lr=config.incremental_lr,
+        )
+    except Interrupted:
+        for watcher in watchers:
+            watcher.run_ends()
+        console.line(f"stopped; to go on: python -m incrs.train resume={folder.path}")
+        raise
+    for watcher in watchers:
+        watcher.run_ends()
+    record = folder.record | {"finished": True}
+    record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - began
+    folder.write_record(record)
+    report.show_run(rows, about)
+    report.draw_curves(rows, folder.path / "curves.png")
+    console.line(f"everything is in {folder.path}")
+
+
+def instantiate_loggers(config: DictConfig, folder: RunFolder) -> list[Any]:
+    """Return the watchers that `logger` names."""
+    return [instantiate(one, folder=str(folder.path)) for one in (config.logger or {}).values()]
+
+
+def digest(config: Mapping[Any, Any]) -> str:
+    """Return 8 hexadecimal digits that name what a configuration computes, seed aside."""
+
+    def essence(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {k: essence(v) for k, v in node.items() if k not in ELSEWHERE}
+        return node
+
+    text = json.dumps(essence(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def without_secrets(node: Any) -> Any:
+    """Return a configuration with the values of keys, tokens and passwords masked."""
+    if isinstance(node, Mapping):
+        return {
+            k: "***" if SECRET.search(str(k)) and isinstance(v, str) else without_secrets(v)
+            for k, v in node.items()
+        }
+    return [without_secrets(item) for item in node] if isinstance(node, list) else node
+
+
+if __name__ == "__main__":
+    enter(main)

@@ -1,0 +1,168 @@
+"""IncMSR: a metric-learning penalty over scenario, time and time-scenario (Zhang et al., WSDM 2024)."""
+
+from __future__ import annotations
+
+import logging
+from typing import ClassVar, Literal, NamedTuple
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from incrs.errors import Mistake
+from incrs.models.base import Output
+from incrs.module import ScenarioModule
+from incrs.period import Batch
+from incrs.updaters.base import Updater
+
+log = logging.getLogger(__name__)
+
+
+class Terms(NamedTuple):
+    """The three parts of the loss, scalars to be minimised; their sum is L_ML."""
+
+    scenario: Tensor
+    time: Tensor
+    time_scenario: Tensor
+
+
+def distances(z: Tensor, centres: Tensor) -> Tensor:
+    """Return the Euclidean distance of every row to every centre (Eq. 4-7): (B, S).
+
+    z: (B, H).  centres: (S, H), or (S, 1) for a number that stands for all H features.
+    """
+    gap = z.unsqueeze(1) - centres.unsqueeze(0)  # (B, S, H)
+    return (gap.square().sum(-1) + 1e-12).sqrt()  # the gradient of sqrt is not finite at 0
+
+
+def metric_terms(
+    now: tuple[Tensor, Tensor],
+    before: tuple[Tensor, Tensor],
+    scenario: Tensor,
+    scenarios: int,
+    squeeze: Literal["centroid", "scalar"] = "centroid",
+    margin: float | None = None,
+    normalize: bool = False,
+) -> Terms:
+    """Return the terms of Eq. 10 on one batch.
+
+    now, before: (shared (B, H), specific (B, K)) of M_t and of M_{t-1} on the same rows; K may be 0,
+    then nothing is pushed apart.  scenario: (B,) int64 in [0, scenarios).
+    A distance between scenarios i and j is the mean over i's rows of the distance to f(j), the
+    summary of j's rows in M_t; terms are means over the ordered pairs of scenarios in the batch, the
+    time term over the scenarios in it. squeeze, margin, normalize: see IncMSR.
+    """
+    member = F.one_hot(scenario, scenarios).to(now[0].dtype)  # (B, S)
+    count = member.sum(0)  # (S,)
+    present = (count > 0).to(member.dtype)
+    share = member / count.clamp(min=1)  # column i averages over i's rows
+    pairs = present.unsqueeze(1) * present.unsqueeze(0) * (1 - torch.eye(scenarios).to(member))
+    pairs = pairs / pairs.sum().clamp(min=1)  # weights of the ordered pairs i != j, (S, S)
+
+    if normalize:
+        now = (F.normalize(now[0], dim=1), F.normalize(now[1], dim=1))
+        before = (F.normalize(before[0], dim=1), F.normalize(before[1], dim=1))
+
+    def summary(z: Tensor) -> Tensor:
+        centroid = share.T @ z  # (S, H)
+        return centroid if squeeze == "centroid" else centroid.mean(1, keepdim=True)
+
+    def apart(distance: Tensor) -> Tensor:
+        return -distance if margin is None else F.relu(margin - distance)
+
+    shared = summary(now[0])
+    scenario_term = (pairs * (share.T @ distances(now[0], shared))).sum()
+    same = share.T @ distances(before[0], shared)  # (S, S); the diagonal pairs i with itself
+    time_term = (present * same.diagonal()).sum() / present.sum().clamp(min=1)
+    time_scenario_term = torch.zeros_like(time_term)
+    if now[1].shape[1]:
+        specific = summary(now[1])
+        scenario_term = (
+            scenario_term + (pairs * (share.T @ apart(distances(now[1], specific)))).sum()
+        )
+        time_scenario_term = (pairs * (share.T @ apart(distances(before[1], specific)))).sum()
+    return Terms(scenario_term, time_term, time_scenario_term)
+
+
+class IncMSR(Updater):
+    """Pulls shared representations together over scenarios and time, pushes specific ones apart.
+
+    The loss gains weight * L_ML with L_ML = mean over pairs of D(shared_{t-1,i}, shared_{t,i}) +
+    D(shared_{t,i}, shared_{t,j}) - D(specific_{t-1,i}, specific_{t,j}) - D(specific_{t,i},
+    specific_{t,j}): what sections 4.3 to 4.6 of the paper say in words. The previous model is a
+    frozen copy in evaluation mode, fed the same batch. Counts and summaries are the batch's.
+
+    weight: lambda, at least 0; the paper tunes .1, .01, .001.
+    sign: `text` as above; `printed` minimises the negative, as Eq. 8 and 10 are printed (their
+    formula has the signs of a similarity, not of a distance).
+    squeeze: f of Eq. 3: `centroid`, the mean vector of the scenario's rows in the batch; `scalar`,
+    one number, the mean of that vector's features.
+    margin: None lets specific distances grow without bound, as written; a number m replaces -D by
+    max(0, m - D) row by row.
+    normalize: True scales every representation to length 1 first, which bounds D by 2.
+    scenario, time, time_scenario: False leaves that dimension out (the paper's w/o S, T, TS).
+    """
+
+    wants_representations: ClassVar[bool] = True
+    wants_previous: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        weight: float = 0.01,
+        sign: Literal["text", "printed"] = "text",
+        squeeze: Literal["centroid", "scalar"] = "centroid",
+        margin: float | None = None,
+        normalize: bool = False,
+        scenario: bool = True,
+        time: bool = True,
+        time_scenario: bool = True,
+    ):
+        if weight < 0:
+            raise Mistake(f"updater.incmsr.weight={weight}: give a number from 0")
+        if sign not in ("text", "printed"):
+            raise Mistake(f"updater.incmsr.sign={sign}: give text or printed")
+        if squeeze not in ("centroid", "scalar"):
+            raise Mistake(f"updater.incmsr.squeeze={squeeze}: give centroid or scalar")
+        if margin is not None and margin <= 0:
+            raise Mistake(
+                f"updater.incmsr.margin={margin}: give a number above 0, or null for none"
+            )
+        self.weight, self.sign, self.squeeze = weight, sign, squeeze
+        self.margin, self.normalize = margin, normalize
+        self.kept = (scenario, time, time_scenario)
+        self._norms: Tensor | None = None
+
+    def penalty(self, module: ScenarioModule, batch: Batch, output: Output) -> Tensor | None:
+        """Return weight * L_ML; None in the warm-up or at weight 0."""
+        before = module.previous_output(batch)
+        if before is None or self.weight == 0:
+            return None
+        assert output.shared is not None and output.specific is not None
+        assert before.shared is not None and before.specific is not None
+        terms = metric_terms(
+            (output.shared, output.specific),
+            (before.shared, before.specific),
+            batch.scenario,
+            module.scenarios,
+            self.squeeze,
+            self.margin,
+            self.normalize,
+        )
+        self._norms = torch.stack([output.specific, before.specific]).detach()
+        kept = [term for term, keep in zip(terms, self.kept, strict=True) if keep]
+        if not kept:
+            return None
+        return (self.weight if self.sign == "text" else -self.weight) * torch.stack(kept).sum()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so when the specific representations have grown out of proportion (see `margin`)."""
+        if self._norms is not None and self._norms.shape[-1]:
+            now, before = self._norms.norm(dim=-1).mean(-1).tolist()
+            if now > 10 * before > 0:
+                log.warning(
+                    "incmsr: the specific representations grew %.0f-fold in one period; a smaller "
+                    "updater.incmsr.weight or updater.incmsr.margin=1 bounds them",
+                    now / before,
+                )
+        self._norms = None

@@ -1,0 +1,56 @@
+"""results.csv: what is measured, and that it reads back to the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from incrs import metrics, results
+from incrs.results import POOLED, Row, Run
+from tests.conftest import SCHEMA, SmallSource
+
+ABOUT = Run("0a1b2c3d", "small", "star", "incmsr", 3)
+
+
+def measured(logit: np.ndarray | None = None) -> list[Row]:
+    period = SmallSource().read(3)
+    if logit is None:
+        logit = np.random.default_rng(0).normal(size=len(period)).astype(np.float32)
+    return results.measure(ABOUT, SCHEMA, period, logit)
+
+
+def test_every_scenario_and_the_pool_are_measured() -> None:
+    rows = measured()
+    assert list(dict.fromkeys(row.scenario for row in rows)) == [POOLED, "home", "search", "feed"]
+    names = [row.metric for row in rows if row.scenario == POOLED]
+    assert names == ["auc", "logloss", "gauc", "oracle_auc", "oracle_logloss", "collapsed"]
+    pooled = next(row for row in rows if row.metric == "auc")
+    assert pooled.rows == sum(r.rows for r in rows if r.metric == "auc" and r.scenario != POOLED)
+    assert (pooled.period, pooled.role) == (3, "test")
+
+
+def test_a_scenario_is_measured_on_its_own_rows() -> None:
+    period = SmallSource().read(3)
+    logit = np.random.default_rng(0).normal(size=len(period)).astype(np.float32)
+    where = period.rows.scenario.numpy() == 1
+    expected = metrics.auc(logit[where], period.rows.label.numpy()[where])
+    found = next(r for r in measured(logit) if r.scenario == "search" and r.metric == "auc")
+    assert (found.value, found.rows, found.positives) == expected
+
+
+def test_rows_read_back_to_the_same_and_write_the_same_bytes(tmp_path: Path) -> None:
+    rows = [*measured(), Row(*ABOUT, 4, "test", "a,b", "auc", None, 3, 0)]
+    results.write(tmp_path / "a.csv", rows)
+    again = results.read(tmp_path / "a.csv")
+    assert again == rows
+    assert results.to_csv(again) == (tmp_path / "a.csv").read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
+
+
+@pytest.mark.parametrize("logit", [0.7, np.nan, np.inf])
+def test_a_collapsed_model_is_marked(logit: float) -> None:
+    rows = measured(np.full(60, logit, dtype=np.float32))
+    assert next(row.value for row in rows if row.metric == "collapsed") == 1
+    assert next(row.value for row in measured() if row.metric == "collapsed") == 0
