@@ -88,9 +88,10 @@ def assign_roles(
         raise Mistake(f"{where}.tune={tune}, {where}.test={test}: neither may be negative")
     asked = pretrain + tune + (1 if test is None else test)
     if periods < asked:
+        most = "null" if test is None else test
         raise Mistake(
             f"the log has {periods} periods but {where}.pretrain={pretrain}, {where}.tune={tune} and "
-            f"{where}.test={test} ask for at least {asked}: lower one of them or give more of the log"
+            f"{where}.test={most} ask for at least {asked}: lower one of them or give more of the log"
         )
     rest = periods - pretrain - tune if test is None else test
     return [Role.PRETRAIN] * pretrain + [Role.TUNE] * tune + [Role.TEST] * rest

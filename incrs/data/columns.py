@@ -1,0 +1,152 @@
+"""Where each declared column comes from: the log itself or one of its side tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import polars as pl
+
+from incrs.data.declaration import Declaration
+from incrs.data.scan import open_file, text
+from incrs.errors import Mistake
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """A table joined by key: `key` is the log's column; `frame` holds it and the columns it adds."""
+
+    key: str
+    frame: pl.DataFrame
+
+    def of(self, keys: pl.Series) -> pl.DataFrame:
+        """Return the table's row for each key, in the keys' order; a missing key gives nulls."""
+        asked = pl.DataFrame({self.key: keys})
+        return asked.join(self.frame, on=self.key, how="left", maintain_order="left")
+
+
+def resolve(
+    log: Declaration, files: Sequence[Path], side_files: Sequence[Sequence[Path]]
+) -> tuple[list[str], list[SideTable]]:
+    """Return the columns read from the log itself, and the side tables with the others.
+
+    Raises Mistake when a column is nowhere, or in two places.
+    """
+    here = columns_of(files[0], log.separator)
+    offers: list[list[str]] = []
+    for join, paths in zip(log.joins, side_files, strict=True):
+        names = columns_of(paths[0], log.separator)
+        listed = join.get("columns")
+        for column in listed or []:
+            if column not in names:
+                raise missing_column(column, "data.joins", paths, names)
+        key = join.get("file_key") or join["key"]
+        offers.append([name for name in listed or names if name != key])
+
+    asked: dict[str, Iterable[str | None]] = {
+        "time": [log.time],
+        "day": [log.day],
+        "label": [log.label],
+        "scenario": [log.scenario],
+        "period_column": [log.period_column if log.period == "column" else None],
+        "user": [log.user],
+        "item": [log.item],
+        "joins": [join["key"] for join in log.joins],
+    }
+    joinable: dict[str, Iterable[str | None]] = {
+        "categorical": log.categorical,
+        "multivalued": log.multivalued,
+        "numeric": log.numeric,
+    }
+    own: list[str] = []
+    taken: list[list[str]] = [[] for _ in offers]
+    for option, columns in (asked | joinable).items():
+        for column in columns:
+            if column is None or column in own:
+                continue
+            homes = [i for i, offer in enumerate(offers) if column in offer and option in joinable]
+            if len(homes) + (column in here) > 1:
+                held = [side_files[i][0].name for i in homes]
+                held += [files[0].name] if column in here else []
+                raise Mistake(
+                    f"data.{option}: column {column!r} is in {' and '.join(held)}: say which one is meant "
+                    "with `columns:` in data.joins"
+                )
+            if homes:
+                taken[homes[0]].append(column)
+            elif column in here:
+                own.append(column)
+            else:
+                everything = [*here, *(name for offer in offers for name in offer)]
+                tables: Sequence[Path] = [files[0], *(paths[0] for paths in side_files)]
+                tables, everything = (
+                    (tables, everything) if option in joinable else (files[:1], here)
+                )
+                raise missing_column(column, f"data.{option}", tables, everything)
+    side_tables = [
+        read_side_table(
+            paths,
+            "data.joins",
+            join["key"],
+            join.get("file_key") or join["key"],
+            columns,
+            log.separator,
+            log.null_values,
+        )
+        for join, paths, columns in zip(log.joins, side_files, taken, strict=True)
+        if columns
+    ]
+    return own, side_tables
+
+
+def columns_of(file: Path, separator: str) -> list[str]:
+    """Return the names of a file's columns."""
+    return open_file(file, separator).collect_schema().names()
+
+
+def missing_column(
+    column: str, where: str, files: Iterable[Path], columns: Sequence[str]
+) -> Mistake:
+    """Return the Mistake that names the column, the setting, the files and what they do hold."""
+    near = get_close_matches(column, columns, n=3)
+    hint = f" did you mean {' or '.join(near)}?" if near else ""
+    names = ", ".join(file.name for file in files)
+    return Mistake(
+        f"{where}: there is no column {column!r} in {names};{hint} columns: {', '.join(columns)}"
+    )
+
+
+def read_side_table(
+    files: Sequence[Path],
+    where: str,
+    key: str,
+    file_key: str,
+    columns: Sequence[str],
+    separator: str,
+    null_values: Sequence[str],
+) -> SideTable:
+    """Read `columns` of a side table as text; rows without a key are left out.
+
+    Raises Mistake when a column is missing or a key comes twice.
+    """
+    parts = []
+    for file in files:
+        lazy = open_file(file, separator)
+        names = lazy.collect_schema().names()
+        for column in (file_key, *columns):
+            if column not in names:
+                raise missing_column(column, where, [file], names)
+        parts.append(lazy.select(text(column, null_values) for column in (file_key, *columns)))
+    try:
+        frame = pl.concat(parts).filter(pl.col(file_key).is_not_null()).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise Mistake(f"{files[0]} cannot be read: {str(error).splitlines()[0]}") from error
+    twice = frame.filter(pl.col(file_key).is_duplicated())
+    if len(twice):
+        raise Mistake(
+            f"{where}: the key {file_key!r} of {files[0].name} must name one row, but "
+            f"{twice[file_key][0]!r} comes {(twice[file_key] == twice[file_key][0]).sum()} times"
+        )
+    return SideTable(key, frame.rename({file_key: key}))

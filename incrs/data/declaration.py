@@ -1,0 +1,171 @@
+"""The options of a declared log, and which of them go together; `log.yaml` explains each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from incrs.data.base import assign_roles
+from incrs.data.scan import PER_SECOND
+from incrs.errors import Mistake
+from incrs.period import Role
+
+HISTORY = "history"  # the list field of that name
+ALLOWED: dict[str, tuple[str | None, ...]] = {
+    "scenario_rest": ("drop", "pool"),
+    "numeric_transform": ("log", "none"),
+    "negatives_from": ("seen", "all"),
+    "period": ("day", "hours", "count", "column"),
+}
+TIME_FIELDS = ("hour", "weekday")
+
+
+@dataclass(kw_only=True, eq=False)
+class Declaration:
+    """What a log's yaml says. Units, defaults and meaning of the options are those of `log.yaml`."""
+
+    name: str
+    path: str
+    store: str
+    files: str | Sequence[str]
+    time: str
+    separator: str = ","
+    null_values: Sequence[str] = ("", "NULL", "null", "NaN", "nan", "\\N")
+    time_unit: str = "s"
+    timezone: str = "UTC"
+    day: str | None = None
+    day_format: str = "%Y-%m-%d"
+    start: str | None = None
+    end: str | None = None
+    label: str | None = None
+    label_threshold: float | None = None
+    scenario: str | None = None
+    scenarios: Sequence[str | int] | None = None
+    scenario_rest: str = "drop"
+    user: str | None = None
+    item: str | None = None
+    categorical: Sequence[str] = ()
+    time_fields: Sequence[str] = ()
+    multivalued: dict[str, str] = field(default_factory=dict)
+    multivalued_length: int = 8
+    numeric: Sequence[str] = ()
+    numeric_transform: str = "log"
+    joins: Sequence[dict[str, Any]] = ()
+    history: int = 0
+    negatives: int = 0
+    negatives_from: str = "seen"
+    negatives_seed: int = 0
+    period: str = "day"
+    period_hours: Sequence[int] | None = None
+    period_count: int | None = None
+    period_column: str | None = None
+    pretrain: int = 7
+    tune: int = 1
+    test: int | None = None
+    variant: str | None = None
+    help: str = ""
+
+    @property
+    def single_fields(self) -> list[str]:
+        """The single-valued fields: user and item first, each once."""
+        names = [self.user, self.item, *self.categorical, *self.time_fields]
+        return [name for name in dict.fromkeys(names) if name is not None]
+
+    def assign(self, periods: int) -> list[Role]:
+        """Return the role of each period, given how many there are."""
+        return assign_roles(self.pretrain, self.tune, self.test, periods, "data")
+
+    def check(self) -> None:
+        """Raise Mistake when options have unknown values or do not go together."""
+        for option, allowed in ALLOWED.items():
+            if getattr(self, option) not in allowed:
+                one_of = ", ".join(map(str, allowed))
+                raise Mistake(f"data.{option}={getattr(self, option)} is not one of {one_of}")
+        units = (*PER_SECOND, "iso")
+        if self.time_unit not in units and "%" not in self.time_unit:
+            one_of = ", ".join(units)
+            raise Mistake(
+                f"data.time_unit={self.time_unit} is not one of {one_of}, nor a pattern like %Y%m%d"
+            )
+        for name in self.time_fields:
+            if name not in TIME_FIELDS:
+                raise Mistake(f"data.time_fields: {name} is not one of {', '.join(TIME_FIELDS)}")
+        try:
+            ZoneInfo(self.timezone)
+        except (KeyError, ValueError, OSError) as error:
+            raise Mistake(
+                f"data.timezone={self.timezone} is no time zone such as UTC or Europe/Oslo"
+            ) from error
+        for option in ("start", "end"):
+            try:
+                date.fromisoformat(str(getattr(self, option) or "2000-01-01"))
+            except ValueError as error:
+                raise Mistake(
+                    f"data.{option}={getattr(self, option)} is no date such as 2022-04-25"
+                ) from error
+        for option, least in (("history", 0), ("negatives", 0), ("multivalued_length", 1)):
+            if getattr(self, option) < least:
+                raise Mistake(f"data.{option}={getattr(self, option)} must be at least {least}")
+        for join in self.joins:
+            if not {"file", "key"} <= set(join) <= {"file", "key", "file_key", "columns"}:
+                raise Mistake(
+                    f"data.joins: {join} must have file and key, and may have file_key and columns"
+                )
+        self._check_period()
+        self._check_label()
+        names = [*self.single_fields, *self.multivalued, *self.numeric]
+        names += [HISTORY] if self.history else []
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise Mistake(
+                f"data: {', '.join(twice)} is declared twice among user, item, categorical, "
+                "time_fields, multivalued, numeric and history"
+            )
+        if not self.single_fields:
+            raise Mistake("data: declare at least one of user, item, categorical or time_fields")
+
+    def _check_period(self) -> None:
+        hours = list(self.period_hours or [])
+        if self.period == "hours" and not (
+            hours and hours[0] == 0 and hours == sorted(set(hours)) and hours[-1] < 24
+        ):
+            raise Mistake(
+                f"data.period_hours={self.period_hours} must be rising hours from 0 to 23, the first 0, "
+                "such as [0, 10, 17]"
+            )
+        if self.period == "hours" and self.day:
+            raise Mistake("data.period=hours cuts by the time column: set data.day=null")
+        if self.period == "count" and (self.period_count or 0) < 1:
+            raise Mistake(
+                f"data.period_count={self.period_count}: period=count needs a number of periods"
+            )
+        if self.period == "column" and not self.period_column:
+            raise Mistake("data.period_column=null: period=column needs the name of a column")
+
+    def _check_label(self) -> None:
+        if self.label is None and self.negatives == 0:
+            raise Mistake(
+                "data.label=null makes every row a positive: name the label's column, or sample "
+                "negatives with data.negatives=1 or more"
+            )
+        if self.label is not None and self.negatives:
+            raise Mistake(
+                f"data.negatives={self.negatives} is for logs of positives alone: set data.label=null "
+                "or data.negatives=0"
+            )
+        if self.negatives and self.item is None:
+            raise Mistake(
+                "data.negatives are drawn among items: name the item's column in data.item"
+            )
+        if self.history and (self.user is None or self.item is None):
+            raise Mistake(f"data.history={self.history} needs the columns data.user and data.item")
+        if self.scenario_rest == "pool" and not (self.scenario and self.scenarios):
+            raise Mistake(
+                "data.scenario_rest=pool pools the values that data.scenarios does not list: set both "
+                "data.scenario and data.scenarios"
+            )
+        if self.scenarios is not None and not self.scenario:
+            raise Mistake("data.scenarios lists values of data.scenario: name that column")

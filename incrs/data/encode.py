@@ -1,0 +1,222 @@
+"""Raw text rows into ids and numbers, one period after the other.
+
+Ids are given in order of first appearance, so all ids known by the end of period t are a prefix of
+every vocabulary. What is carried from period to period grows with the ids, not with the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from incrs.data.columns import SideTable
+from incrs.data.declaration import HISTORY
+from incrs.data.past import History, Negatives
+from incrs.data.scan import LABEL, SCENARIO, TIME
+from incrs.errors import Mistake
+
+Ids = NDArray[np.int32]
+
+
+class Rows(NamedTuple):
+    """The encoded rows of one period, in time order.
+
+    time: (n,) int64 microseconds UTC.  fields: (n, F) int32.  lists: name -> (n, L) int32.
+    numbers: (n, N) float64, transformed but not standardised, NaN = missing.
+    scenario: (n,) int32.  label: (n,) int8.
+    """
+
+    time: NDArray[np.int64]
+    fields: Ids
+    lists: dict[str, Ids]
+    numbers: NDArray[np.float64]
+    scenario: Ids
+    label: NDArray[np.int8]
+
+
+class Vocabulary:
+    """Text values and their ids, 0 = unknown; `counts` are the appearances of each id."""
+
+    def __init__(self) -> None:
+        self.values = pl.Series("value", [None], dtype=pl.String)
+        self.counts = np.zeros(1, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def encode(self, values: pl.Series) -> Ids:
+        """Return the ids of (n,) text values, null = 0; new values get the next ids in their order."""
+        codes, distinct = factorise(values)
+        table = pl.DataFrame({"value": self.values, "id": np.arange(len(self), dtype=np.int32)})
+        asked = pl.DataFrame({"value": distinct})
+        found = asked.join(table, on="value", how="left", maintain_order="left")["id"]
+        new = (found.is_null() & distinct.is_not_null()).to_numpy()
+        ids = found.fill_null(0).to_numpy().copy()
+        if new.any():
+            fresh = distinct.filter(new)
+            ids[new] = np.arange(len(self), len(self) + len(fresh))
+            self.values = pl.concat([self.values, fresh.alias("value")])
+            self.counts = np.append(self.counts, np.zeros(len(fresh), np.int64))
+        return ids[codes]
+
+    def encode_parts(self, values: pl.Series, length: int, nothing: Sequence[str]) -> Ids:
+        """Return (n, length) ids of lists of text: the first `length` parts, 0 = padding.
+
+        nothing: the spellings of `unknown`; such parts are left out.
+        """
+        part = pl.element().str.strip_chars()
+        kept = pl.when(~part.is_in([*nothing, ""])).then(part)
+        parts = values.list.eval(kept).list.drop_nulls().list.head(length)
+        sizes = parts.list.len().fill_null(0).to_numpy().astype(np.int64)
+        out = np.zeros((len(values), length), np.int32)
+        if sizes.any():
+            flat = self.encode(parts.filter(sizes > 0).explode())
+            row = np.repeat(np.arange(len(values)), sizes)
+            out[row, np.arange(len(flat)) - np.repeat(sizes.cumsum() - sizes, sizes)] = flat
+        return out
+
+    def count(self, ids: Ids) -> None:
+        """Add the appearances of `ids` to `counts`; unknown and padding are not counted."""
+        self.counts += np.bincount(ids.ravel(), minlength=len(self))
+        self.counts[0] = 0
+
+
+def factorise(values: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
+    """Return (n,) positions in the distinct values, and those in order of first appearance."""
+    distinct = values.unique(maintain_order=True)
+    table = pl.DataFrame({"value": distinct, "code": np.arange(len(distinct))})
+    asked = pl.DataFrame({"value": values})
+    found = asked.join(table, on="value", how="left", nulls_equal=True, maintain_order="left")
+    return found["code"].to_numpy(), distinct
+
+
+def number(values: pl.Series, transform: str) -> NDArray[np.float64]:
+    """Return text as float64, NaN = missing or not finite; `log` is sign(x) log(1 + |x|).
+
+    Raises Mistake when a value is no number.
+    """
+    parsed = values.cast(pl.Float64, strict=False)
+    wrong = values.filter(parsed.is_null() & values.is_not_null())
+    if len(wrong):
+        raise Mistake(
+            f"data.numeric: column {values.name!r} holds {wrong[0]!r}, which is no number: move it to "
+            "data.categorical, or add that value to data.null_values"
+        )
+    x = parsed.fill_null(np.nan).to_numpy().copy()
+    x[~np.isfinite(x)] = np.nan
+    return np.sign(x) * np.log1p(np.abs(x)) if transform == "log" else x
+
+
+class Encoder:
+    """Encodes the periods of a log in order; see `Declaration` for what the settings mean.
+
+    fields: every single-valued field.  lists: multi-valued column -> separator.
+    candidates: every item of the log, in order of appearance, or None to draw from those seen so far.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[str],
+        lists: Mapping[str, str],
+        length: int,
+        numbers: Sequence[str],
+        transform: str,
+        side_tables: Sequence[SideTable],
+        null_values: Sequence[str],
+        user: str | None,
+        item: str | None,
+        history: int,
+        negatives: int,
+        seed: int,
+        candidates: pl.Series | None,
+    ) -> None:
+        self.fields, self.lists, self.numbers = list(fields), dict(lists), list(numbers)
+        self.length, self.transform, self.null_values = length, transform, null_values
+        self.side_tables, self.user, self.item = side_tables, user, item
+        self.vocabularies = {name: Vocabulary() for name in (*fields, *lists)}
+        self._history = History(history) if history else None
+        self._negatives = Negatives(negatives, seed) if negatives else None
+        self._catalogue = None
+        if candidates is not None:
+            self._catalogue = Vocabulary()
+            self._catalogue.encode(candidates)
+
+    def encode(self, t: int, raw: pl.DataFrame, keep_from: int) -> Rows:
+        """Return the rows of period t with their negatives; `raw` is in time order.
+
+        keep_from: microseconds; no later period has a row before it.
+        """
+        time = raw[TIME].to_numpy()
+        scenario = raw[SCENARIO].to_numpy()
+        label = raw[LABEL].to_numpy().astype(np.int8)
+        lists: dict[str, Ids] = {}
+        user = item = np.zeros(len(raw), np.int64)
+        seen = 0
+        if self.user:
+            user = self.vocabularies[self.user].encode(raw[self.user]).astype(np.int64)
+        if self.item:
+            seen = len(self.vocabularies[self.item]) - 1
+            item = self.vocabularies[self.item].encode(raw[self.item]).astype(np.int64)
+        if self._history:
+            lists[HISTORY] = self._history.look_back(user, time, item, label == 1, keep_from)
+        if self._negatives and self.item:
+            raw, origin, label = self._with_negatives(t, raw, user, item, seen)
+            time, scenario = time[origin], scenario[origin]
+            lists = {name: ids[origin] for name, ids in lists.items()}
+
+        fields = np.zeros((len(raw), len(self.fields)), np.int32)
+        numbers = np.zeros((len(raw), len(self.numbers)), np.float64)
+        codes: NDArray[np.int64] | slice = slice(None)
+        for table in (None, *self.side_tables):
+            frame = raw
+            if table is not None:
+                codes, keys = factorise(raw[table.key])
+                frame = table.of(keys).drop(table.key)
+            for column in frame.columns:
+                if column in self.fields:
+                    ids = self.vocabularies[column].encode(frame[column])[codes]
+                    fields[:, self.fields.index(column)] = ids
+                elif column in self.lists:
+                    lists[column] = self._parts(frame[column])[codes]
+                elif column in self.numbers:
+                    x = number(frame[column], self.transform)[codes]
+                    numbers[:, self.numbers.index(column)] = x
+        for j, name in enumerate(self.fields):
+            self.vocabularies[name].count(fields[:, j])
+        for name in self.lists:
+            self.vocabularies[name].count(lists[name])
+        return Rows(time, fields, lists, numbers, scenario, label)
+
+    def _parts(self, values: pl.Series) -> Ids:
+        codes, distinct = factorise(values)
+        split = distinct.str.split(self.lists[values.name])
+        return self.vocabularies[values.name].encode_parts(split, self.length, self.null_values)[
+            codes
+        ]
+
+    def _with_negatives(
+        self, t: int, raw: pl.DataFrame, user: NDArray[np.int64], item: NDArray[np.int64], seen: int
+    ) -> tuple[pl.DataFrame, NDArray[np.int64], NDArray[np.int8]]:
+        """Return the rows with each positive's negatives after it, their origins, their labels."""
+        assert self._negatives is not None
+        assert self.item is not None
+        time = raw[TIME].to_numpy()
+        if self._catalogue is None:
+            catalogue = self.vocabularies[self.item]
+            fresh = item > seen
+            _, first = np.unique(item[fresh], return_index=True)
+            candidates = seen + np.searchsorted(time[fresh][first], time, side="right")
+        else:
+            catalogue = self._catalogue
+            item = catalogue.encode(raw[self.item]).astype(np.int64)
+            candidates = np.full(len(raw), len(catalogue) - 1)
+        owner, drawn = self._negatives.draw(t, user, time, item, candidates)
+        origin = np.concatenate([np.arange(len(raw)), owner])
+        items = pl.concat([raw[self.item], catalogue.values.gather(drawn).alias(self.item)])
+        order = np.argsort(origin, kind="stable")
+        raw = raw[origin[order]].with_columns(items.gather(order))
+        return raw, origin[order], (order < len(time)).astype(np.int8)

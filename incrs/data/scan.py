@@ -1,0 +1,113 @@
+"""Raw files into one lazy frame of text columns: finding them, reading time and label.
+
+Every value stays text until it is encoded, so that a CSV and a Parquet file of the same log give the
+same ids. Columns between double underscores are this reader's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from incrs.errors import Mistake
+
+ROW, TIME, LABEL, SCENARIO, DAY = "__row__", "__time__", "__label__", "__scenario__", "__day__"
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+KINDS = (".csv", ".csv.gz", ".parquet")
+
+
+def find_files(root: Path, globs: Sequence[str], where: str, advice: str) -> list[Path]:
+    """Return the files below `root` that match one of the globs, sorted by name.
+
+    where: the setting that holds the globs, for the message.  advice: where the log can be had.
+    Raises Mistake when the folder is missing or a glob matches no file of a kind that is read.
+    """
+    if not root.is_dir():
+        raise Mistake(f"data.path={root} is not a folder.{' ' if advice else ''}{advice}")
+    found: set[Path] = set()
+    for glob in globs:
+        files = {f for f in root.glob(glob) if f.is_file() and f.name.endswith(KINDS)}
+        if not files:
+            kinds = ", ".join(KINDS)
+            raise Mistake(
+                f"{where}: no file ({kinds}) in {root} matches {glob!r}.{' ' if advice else ''}{advice}"
+            )
+        found |= files
+    return sorted(found)
+
+
+def open_file(file: Path, separator: str) -> pl.LazyFrame:
+    """Scan one file; blanks around column names are dropped."""
+    if file.suffix == ".parquet":
+        lazy = pl.scan_parquet(file)
+    else:
+        lazy = pl.scan_csv(file, separator=separator, infer_schema=False)
+    try:
+        names = lazy.collect_schema().names()
+    except pl.exceptions.PolarsError as error:
+        raise Mistake(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    return lazy.rename({name: name.strip() for name in names if name != name.strip()})
+
+
+def text(column: str, null_values: Sequence[str]) -> pl.Expr:
+    """Return the column as text, with every spelling of `unknown` turned into null."""
+    value = pl.col(column).cast(pl.String)
+    return pl.when(~value.is_in(list(null_values))).then(value).alias(column)
+
+
+def parse_time(column: str, dtype: pl.DataType, unit: str, timezone: str) -> pl.Expr:
+    """Return the column as int64 microseconds since 1970 UTC; null where it does not parse.
+
+    unit: s | ms | us | ns, `iso` (with or without fraction and offset), or a strftime pattern. A time
+    without an offset is local to `timezone`; one that the clocks skip counts as an hour later, one
+    they repeat as the earlier.
+    """
+    value = pl.col(column)
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        return value.dt.cast_time_unit("us").cast(pl.Int64)
+    if dtype.is_temporal():
+        return _utc(value.cast(pl.Datetime("us")), timezone)
+    if unit in PER_SECOND:
+        per_second = PER_SECOND[unit]
+        whole = value.cast(pl.Int64, strict=False)
+        if per_second > 10**6:
+            exact = whole // (per_second // 10**6)
+        else:
+            exact = whole * (10**6 // per_second)
+        broken = (value.cast(pl.Float64, strict=False) * (10**6 / per_second)).round()
+        broken = pl.when(broken.is_finite()).then(broken).cast(pl.Int64, strict=False)
+        return broken if dtype.is_float() else pl.coalesce(exact, broken)
+    words = value.cast(pl.String).str.strip_chars()
+    if unit != "iso":
+        if "%z" in unit or "%:z" in unit:
+            aware = words.str.to_datetime(unit, time_unit="us", strict=False)
+            return aware.dt.convert_time_zone("UTC").cast(pl.Int64)
+        return _utc(words.str.to_datetime(unit, time_unit="us", strict=False), timezone)
+    words = words.str.replace(" ", "T", literal=True).str.replace("Z$", "+00:00")
+    pattern = "%Y-%m-%dT%H:%M:%S%.f"
+    aware = words.str.to_datetime(pattern + "%:z", time_unit="us", strict=False)
+    naive = words.str.to_datetime(pattern, time_unit="us", strict=False)
+    dates = words.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False)
+    return pl.coalesce(aware.cast(pl.Int64), _utc(pl.coalesce(naive, dates), timezone))
+
+
+def _utc(naive: pl.Expr, timezone: str) -> pl.Expr:
+    def placed(moment: pl.Expr) -> pl.Expr:
+        return moment.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
+
+    both = pl.coalesce(placed(naive), placed(naive.dt.offset_by("1h")))
+    return both.cast(pl.Int64)
+
+
+def parse_label(column: str, threshold: float | None) -> pl.Expr:
+    """Return the label as float64: the number itself, or whether it is at or above `threshold`."""
+    words = pl.col(column).cast(pl.String).str.to_lowercase().replace({"true": "1", "false": "0"})
+    number = words.cast(pl.Float64, strict=False)
+    return number if threshold is None else (number >= threshold).cast(pl.Float64)
+
+
+def local_time(timezone: str) -> pl.Expr:
+    """Return the rows' time on the clocks of `timezone`."""
+    return pl.col(TIME).cast(pl.Datetime("us", "UTC")).dt.convert_time_zone(timezone)
