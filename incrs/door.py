@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -34,7 +37,13 @@ class _Stop(BaseException):
 
 def run_folder(resume: str | None, fresh: str) -> str:
     """Return the folder a single run writes to: the one it goes on in, or a fresh one."""
-    return str(resume) if resume else fresh
+    if resume is None:
+        return fresh
+    if not (Path(str(resume)) / "run.json").is_file():
+        raise Mistake(
+            f"resume={resume}: there is no run.json in that folder, so no run to go on with"
+        )
+    return str(resume)
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
@@ -56,6 +65,7 @@ def enter(job: Callable[[DictConfig], None]) -> None:
             if sentence is None:
                 raise
             tell(sentence)
+            remove_empty(Path(HydraConfig.get().runtime.output_dir))
             raise _Stop(2) from None
 
     try:
@@ -65,12 +75,31 @@ def enter(job: Callable[[DictConfig], None]) -> None:
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.number)
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(error)
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        tell(sentence)
+        sys.exit(2)
 
 
-def _refuse(error: Exception) -> NoReturn:
-    tell(explain(error) or " ".join(str(error).split()))
-    sys.exit(2)
+def remove_empty(folder: Path) -> None:
+    """Remove the folder made for a run that never began, and the folders that held only it."""
+    while folder.is_dir() and folder.name != "multirun" and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def maker(config: DictConfig, key: str) -> Callable[..., Any]:
+    """Return what makes the object that `config[key]` declares, once called with what is missing.
+
+    Raises Mistake where a setting is none of the class's.
+    """
+    target = get_object(config[key]._target_)
+    known = [name for name in inspect.signature(target).parameters if name != "self"]
+    for name in config[key]:
+        if not str(name).startswith("_") and name not in known:
+            raise Mistake(f"{key}.{name}: there is no such setting; {key} has {', '.join(known)}")
+    return cast("Callable[..., Any]", instantiate(config[key], _partial_=True, _convert_="all"))
 
 
 def tell(sentence: str) -> None:
@@ -80,8 +109,11 @@ def tell(sentence: str) -> None:
 
 def explain(error: BaseException) -> str | None:
     """Return a configuration error as one sentence, or None where it is not the user's mistake."""
-    if isinstance(error, Mistake):
-        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Mistake):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, InstantiationException):
         return _explain_call(error)
     if isinstance(error, MissingMandatoryValue):
@@ -89,22 +121,20 @@ def explain(error: BaseException) -> str | None:
         return f"{key} has no value yet: give {key}=..."
     if isinstance(error, MissingConfigException):
         return _explain_choice(error)
+    if "updater=[]" in sys.argv:
+        return "updater=[]: give at least one updater; finetune is the one that adds nothing"
     if isinstance(error, HydraException) and (found := _override_of(error)):
         return _explain_key(found)
     return " ".join(str(error).split())
 
 
 def _explain_call(error: InstantiationException) -> str | None:
-    cause = error.__cause__
-    while cause is not None:
-        if isinstance(cause, Mistake):
-            return str(cause)
-        root, cause = cause, cause.__cause__
     where = re.search(r"full_key: (\S+)", str(error))
     key = where.group(1) if where else "the configuration"
-    text = " ".join(str(root if error.__cause__ else error).split())
-    if isinstance(error.__cause__, TypeError | ValueError | None) or "locate" in text:
-        return f"{key}: these settings are not accepted: {text}"
+    if error.__cause__ is None:
+        return f"{key}: {' '.join(str(error).split())}"
+    if isinstance(error.__cause__, TypeError | ValueError):
+        return f"{key}: these settings are not accepted: {' '.join(str(error.__cause__).split())}"
     return None
 
 

@@ -32,25 +32,28 @@ def scenarios_of(rows: Iterable[Row]) -> list[str]:
 
 
 def show_run(rows: Sequence[Row], about: Run) -> None:
-    """Print a run's table: periods by scenarios, AUC and log loss, with the means at the foot."""
-    names = scenarios_of(rows)
-    table = Table(title=f"{about.model} · {about.updater} · {about.data}", box=box.SIMPLE_HEAD)
-    table.add_column("period", justify="right")
-    table.add_column("role")
-    for name in names:
-        table.add_column(f"{name}\nAUC", justify="right")
-        table.add_column("\nlog loss", justify="right", style="dim")
+    """Print a run's tables: periods by scenarios, AUC then log loss, the means at the foot."""
+    for metric, title in (("auc", "AUC"), ("logloss", "log loss")):
+        terminal.print(table_of_run(rows, metric, f"{title}: {' · '.join(about[1:4])}"))
+
+
+def table_of_run(rows: Sequence[Row], metric: str, title: str) -> Table:
+    """Return the table of one metric: a line for each period, a column for each scenario."""
+    wanted = [(name, metric) for name in scenarios_of(rows)]
+    if any(row.metric == f"oracle_{metric}" for row in rows):
+        wanted.append((POOLED, f"oracle_{metric}"))
     value = {(row.period, row.scenario, row.metric): row.value for row in rows}
     roles = {row.period: row.role for row in rows}
-    wanted = [(name, metric) for name in names for metric in ("auc", "logloss")]
-    if any(row.metric == "oracle_auc" for row in rows):
-        table.add_column("oracle\nAUC", justify="right")
-        wanted.append((POOLED, "oracle_auc"))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("period", justify="right")
+    table.add_column("role")
+    for name, what in wanted:
+        table.add_column(name if what == metric else "oracle", justify="right")
 
     def cells(periods: Sequence[int]) -> list[str]:
         found = []
-        for name, metric in wanted:
-            there = [v for t in periods if (v := value.get((t, name, metric))) is not None]
+        for name, what in wanted:
+            there = [v for t in periods if (v := value.get((t, name, what))) is not None]
             found.append(number(float(np.mean(there)) if there else None))
         return found
 
@@ -60,7 +63,7 @@ def show_run(rows: Sequence[Row], about: Run) -> None:
     table.add_section()
     for role in dict.fromkeys(roles.values()):
         table.add_row("mean", role, *cells([t for t, r in roles.items() if r == role]))
-    terminal.print(table)
+    return table
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:

@@ -22,19 +22,21 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from incrs import console, report
 from incrs.data.base import Source
 from incrs.data.stream import PeriodStream
-from incrs.door import enter
+from incrs.door import enter, maker
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.models.base import Backbone
 from incrs.module import ScenarioModule
 from incrs.results import Run
-from incrs.runner import run, seed_of
+from incrs.runner import make_trainer, run, seed_of
 from incrs.signals import Interrupted
 from incrs.updaters.base import Updater, check
 
@@ -98,6 +100,8 @@ def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 def go_on(folder: RunFolder) -> dict[str, Any]:
     """Read the record of the run to go on with."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise Mistake("resume= goes on with one run, so it cannot be swept: leave out -m")
     others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
     if others:
         raise Mistake(
@@ -117,6 +121,12 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     about = Run(**record["about"])
     updaters: dict[str, Updater] = dict(instantiate(config.updater, _convert_="all"))
     check(updaters)
+    optimizer, trainer = maker(config, "optimizer"), maker(config, "trainer")
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
+        make_trainer(trainer, [], 1)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise Mistake(f"optimizer or trainer: their settings are not accepted: {error}") from None
     with console.busy(f"preparing {about.data}"):
         source: Source = instantiate(config.data, _convert_="all")
         source.prepare()
@@ -132,17 +142,14 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     }
     stream = PeriodStream(source, config.batch_size)
     torch.manual_seed(seed_of(config.seed, 0))
-    backbone: Backbone = instantiate(
-        config.model, schema=source.schema, seed=config.seed, _convert_="all"
-    )
+    backbone: Backbone = maker(config, "model")(schema=source.schema, seed=config.seed)
     module = ScenarioModule(
         backbone,
         updaters,
-        instantiate(config.optimizer, _partial_=True, _convert_="all"),
+        optimizer,
         len(source.schema.scenarios),
         config.carry_optimizer,
     )
-    trainer = instantiate(config.trainer, _partial_=True, _convert_="all")
     folder.write_record(record)
     watchers = [console.Progressing(about, len(stream.roles)), *instantiate_loggers(config, folder)]
     began = time.perf_counter()

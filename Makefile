@@ -1,0 +1,36 @@
+# make demo: set up and run the main job on the embedded log      make test: set up and pass the tests
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all lint bench bench-smoke clean
+
+demo: $(READY)
+	$(BIN)/python -m incrs.train
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m ""
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.speed
+
+bench-smoke: $(READY)
+	$(BIN)/python -m benchmarks.speed --smoke
+
+clean:
+	rm -rf .venv
+
+# The file is made last, so a set-up that was cut short starts again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,113 @@
+"""Tables and curves say what results.csv says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from incrs import report, results
+from incrs.errors import Mistake
+from incrs.results import POOLED, Row, Run
+
+DRAWN = np.random.default_rng(0).normal(0.7, 0.01, size=(3, 2, 4))  # updater, seed, period
+
+
+def write_run(
+    folder: Path, updater: str, seed: int, values: np.ndarray, overrides: list[str]
+) -> None:
+    about = Run(updater[:2] + "0", "log", "star", updater, seed)
+    rows = []
+    for t, value in enumerate(values):
+        role = "tune" if t == 0 else "test"
+        for scenario in (POOLED, "home"):
+            rows.append(Row(*about, t + 7, role, scenario, "auc", float(value), 100, 50))
+            rows.append(Row(*about, t + 7, role, scenario, "logloss", 1 - float(value), 100, 50))
+    folder.mkdir(parents=True)
+    results.write(folder / "results.csv", rows)
+    timings = [{"period": t, "fit_seconds": 9.0 if t == 6 else 0.5} for t in range(6, 11)]
+    record = {
+        "about": about._asdict(),
+        "overrides": overrides,
+        "timings": timings,
+        "finished": True,
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    for u, updater in enumerate(("finetune", "incmsr", "frozen")):
+        for seed in range(2):
+            write_run(tmp_path / f"{u}{seed}", updater, seed, DRAWN[u, seed], [f"seed={seed}"])
+    return tmp_path
+
+
+def test_a_line_is_the_mean_over_seeds_and_test_periods(sweep: Path) -> None:
+    lines = report.summarise(report.find_runs([sweep]), "finetune", "test")
+    assert [line.updater for line in lines] == ["finetune", "incmsr", "frozen"]
+    assert [line.auc for line in lines] == pytest.approx(DRAWN[:, :, 1:].mean((1, 2)))
+    assert lines[1].by_scenario == {"home": pytest.approx(DRAWN[1, :, 1:].mean())}
+    assert lines[0].seeds == 2
+    assert lines[0].seconds == 0.5
+    tuned = report.summarise(report.find_runs([sweep]), "finetune", "tune")
+    assert tuned[0].auc == pytest.approx(DRAWN[0, :, 0].mean())
+
+
+def test_differences_are_paired_over_seed_and_period(sweep: Path) -> None:
+    line = report.summarise(report.find_runs([sweep]), "finetune", "test")[1]
+    gaps = (DRAWN[1] - DRAWN[0])[:, 1:].ravel()
+    low, high = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+    assert line.difference == pytest.approx(gaps.mean())
+    assert line.half_width == pytest.approx((high - low) / 2)
+
+
+def test_settings_tell_runs_of_one_updater_apart(tmp_path: Path) -> None:
+    for i, weight in enumerate((0.1, 0.01)):
+        overrides = ["data=log", f"updater.incmsr.weight={weight}", "seed=0"]
+        write_run(tmp_path / str(i), "incmsr", 0, DRAWN[i, 0], overrides)
+        record = json.loads((tmp_path / str(i) / "run.json").read_text())
+        record["about"]["run"] = str(i)
+        (tmp_path / str(i) / "run.json").write_text(json.dumps(record))
+    lines = report.summarise(report.find_runs([tmp_path]), "finetune", "test")
+    assert [line.updater for line in lines] == [
+        "incmsr updater.incmsr.weight=0.1",
+        "incmsr updater.incmsr.weight=0.01",
+    ]
+
+
+def test_the_command_prints_a_table_and_markdown(
+    sweep: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert report.main([str(sweep)]) == 0
+    assert "incmsr" in capsys.readouterr().out
+    assert report.main([str(sweep), "--markdown", "--baseline", "frozen"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| data | model | updater | seeds | AUC | minus frozen (95%)")
+    assert len(lines) == 5
+
+
+def test_a_folder_without_runs_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert "no run with results" in capsys.readouterr().err
+    with pytest.raises(Mistake):
+        report.find_runs([tmp_path / "nowhere"])
+
+
+def test_curves_are_a_picture_with_a_panel_for_each_scenario(sweep: Path) -> None:
+    rows = results.read(sweep / "00" / "results.csv")
+    rows.append(rows[0]._replace(metric="oracle_auc"))
+    rows.append(rows[0]._replace(value=None, period=11))
+    report.draw_curves(rows, sweep / "curves.png")
+    assert (sweep / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(sweep.glob(".*partial*"))
+
+
+def test_a_run_table_has_a_line_for_each_period_and_each_role(sweep: Path) -> None:
+    rows = results.read(sweep / "00" / "results.csv")
+    table = report.table_of_run(rows, "auc", "AUC")
+    assert [column.header for column in table.columns] == ["period", "role", "home", POOLED]
+    assert table.row_count == 4 + 2
