@@ -43,6 +43,9 @@ from incrs.updaters.base import Updater, check
 ELSEWHERE = {"path", "store", "trainer", "logger", "resume", "seed"}
 """Settings that say where and how a run is computed, not what: they are no part of its name."""
 
+finished: list[Path] = []
+"""The folders of the runs that this command has finished."""
+
 SECRET = re.compile(r"api_?key|token|secret|password", re.IGNORECASE)
 
 
@@ -178,6 +181,7 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     report.show_run(rows, about)
     report.draw_curves(rows, folder.path / "curves.png")
     console.line(f"everything is in {folder.path}")
+    finished.append(folder.path)
 
 
 def instantiate_loggers(config: DictConfig, folder: RunFolder) -> list[Any]:
@@ -209,3 +213,5 @@ def without_secrets(node: Any) -> Any:
 
 if __name__ == "__main__":
     enter(main)
+    if len(finished) > 1:
+        report.show_summary(report.find_runs(finished))
