@@ -6,6 +6,7 @@ import difflib
 import inspect
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,9 @@ def enter(job: Callable[[DictConfig], None]) -> None:
         sys.exit(stop.status)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.number)
+    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (HydraException, OmegaConfBaseException) as error:
         sentence = explain(error)
         if sentence is None:

@@ -91,7 +91,7 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
             axis.grid(alpha=0.25)
         for axis in axes[len(names) :]:
             axis.remove()
-        axes[0].legend(frameon=False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
         partial = path.with_name(f".{path.stem}.partial.png")
         figure.savefig(partial, dpi=150)
     partial.replace(path)
@@ -225,9 +225,14 @@ def table_of(lines: Sequence[Line], baseline: str) -> tuple[list[str], list[list
 
 
 def show_summary(
-    runs: Sequence[Finished], baseline: str = "finetune", role: str = "test", markdown: bool = False
+    runs: Sequence[Finished],
+    baseline: str = "finetune",
+    role: str | None = None,
+    markdown: bool = False,
 ) -> None:
-    """Print the summary of the runs."""
+    """Print the summary of the runs over the periods of a role; None: test, or tune if none is."""
+    if role is None:
+        role = "test" if any(row.role == "test" for run in runs for row in run.rows) else "tune"
     lines = summarise(runs, baseline, role)
     if not lines:
         raise Mistake(f"--role {role}: the runs have no period of that role")
@@ -257,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", nargs="+", type=Path, help="run or sweep folders")
     parser.add_argument("--baseline", default="finetune", help="updater to take differences to")
-    parser.add_argument("--role", default="test", choices=("tune", "test"), help="periods to read")
+    parser.add_argument("--role", choices=("tune", "test"), help="periods to read (test)")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     given = parser.parse_args(arguments)
     try:

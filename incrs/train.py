@@ -178,7 +178,8 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     record = folder.record | {"finished": True}
     record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - began
     folder.write_record(record)
-    report.show_run(rows, about)
+    if HydraConfig.get().mode is RunMode.RUN:  # a sweep sums up at its end
+        report.show_run(rows, about)
     report.draw_curves(rows, folder.path / "curves.png")
     console.line(f"everything is in {folder.path}")
     finished.append(folder.path)

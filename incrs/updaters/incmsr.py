@@ -109,7 +109,7 @@ class IncMSR(Updater):
 
     def __init__(
         self,
-        weight: float = 0.01,
+        weight: float = 0.001,
         sign: Literal["text", "printed"] = "text",
         squeeze: Literal["centroid", "scalar"] = "centroid",
         margin: float | None = None,

@@ -136,7 +136,7 @@ def test_kuairand_that_is_not_there_says_where_to_get_it(tmp_path: Path):
         load("kuairand", f"path={tmp_path}/none", f"store={tmp_path}").prepare()
 
 
-def test_movielens_reads_its_archives(tmp_path: Path):
+def movielens(folder: Path) -> list[dict[str, float]]:
     dice = random.Random(0)
     ratings = [
         {
@@ -156,9 +156,14 @@ def test_movielens_reads_its_archives(tmp_path: Path):
         }
         for k in range(40)
     ]
-    write(tmp_path / "ratings.csv", ratings)
-    write(tmp_path / "movies.csv", movies)
-    write(tmp_path / "tags.csv", [{"userId": 1, "movieId": 1, "tag": "x", "timestamp": 1}])
+    write(folder / "ratings.csv", ratings)
+    write(folder / "movies.csv", movies)
+    write(folder / "tags.csv", [{"userId": 1, "movieId": 1, "tag": "x", "timestamp": 1}])
+    return ratings
+
+
+def test_movielens_reads_its_archives(tmp_path: Path):
+    ratings = movielens(tmp_path)
     source = load("movielens", f"path={tmp_path}", f"store={tmp_path}/store")
     got = read_all(source)
     assert [len(p) for p in got] == [10] * 31
