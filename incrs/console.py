@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,13 +16,6 @@ terminal = Terminal(highlight=False, soft_wrap=True)
 def line(text: str) -> None:
     """Print one line."""
     terminal.print(text, markup=False)
-
-
-@contextmanager
-def busy(text: str) -> Iterator[None]:
-    """Show that something is being done while it lasts; nothing where nobody watches."""
-    with terminal.status(text):
-        yield
 
 
 class Progressing(Watcher):

@@ -37,17 +37,27 @@ class _Stop(BaseException):
 
 
 def run_folder(resume: str | None, fresh: str) -> str:
-    """Return the folder a single run writes to: the one it goes on in, or a fresh one."""
-    if resume is None:
-        return fresh
-    if not (Path(str(resume)) / "run.json").is_file():
+    """Return the folder a single run writes to: the one it goes on in, or a new one of its own.
+
+    Runs that start in the same second get `fresh`, `fresh-2`, ...: making the folder is the claim.
+    """
+    if resume is not None:
+        if (Path(str(resume)) / "run.json").is_file():
+            return str(resume)
         raise Mistake(
             f"resume={resume}: there is no run.json in that folder, so no run to go on with"
         )
-    return str(resume)
+    folder, number = Path(fresh), 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return str(folder)
+        except FileExistsError:
+            number += 1
+            folder = Path(f"{fresh}-{number}")
 
 
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True, use_cache=True)
 
 
 def enter(job: Callable[[DictConfig], None]) -> None:

@@ -106,6 +106,11 @@ class ScenarioModule(L.LightningModule):
             return self.backbone(batch).logit
         return functional_call(self.backbone, dict(self._serving), (batch,)).logit
 
+    def on_predict_start(self) -> None:
+        """Bring the serving weights to the device."""
+        if self._serving is not None:
+            self._serving = {name: w.to(self.device) for name, w in self._serving.items()}
+
     def configure_optimizers(self) -> Optimizer:
         """Make the optimizer of this fit, and load the state carried over from the last one."""
         optimizer = self._make_optimizer(self.backbone.parameters())

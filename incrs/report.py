@@ -146,6 +146,7 @@ def _label(run: Finished, runs: Sequence[Finished]) -> str:
         return str(about["updater"])
     shared = set.intersection(*(set(r.record["overrides"]) for r in same))
     own = [o for o in run.record["overrides"] if o not in shared and not o.startswith("seed=")]
+    own = [o.removeprefix("updater.").removeprefix(f"{about['updater']}.") for o in own]
     return " ".join([about["updater"], *own])
 
 
@@ -200,28 +201,29 @@ def summarise(runs: Sequence[Finished], baseline: str, role: str) -> list[Line]:
                 float(np.mean([t["fit_seconds"] for t in later])) if later else 0.0,
             )
         )
-    return lines
+    models = list(dict.fromkeys((line.data, line.model) for line in lines))
+    return sorted(lines, key=lambda line: (models.index((line.data, line.model)), -line.auc))
 
 
 def _mean(values: Mapping[Any, float]) -> float:
     return float(np.mean(list(values.values()))) if values else float("nan")
 
 
-def table_of(lines: Sequence[Line], baseline: str) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and the cells of the summary."""
+def cells_of(lines: Sequence[Line], baseline: str) -> list[dict[str, str]]:
+    """Return the summary as text: a mapping from head to cell for each line."""
     names = list(dict.fromkeys(name for line in lines for name in line.by_scenario))
-    heads = ["data", "model", "updater", "seeds", "AUC", f"minus {baseline} (95%)", "log loss"]
-    heads += [f"AUC {name}" for name in names] + ["s/period"]
-    cells = []
+    found = []
     for line in lines:
         gap = "-"
         if line.difference is not None and line.half_width is not None:
             gap = f"{line.difference:+.4f} ± {line.half_width:.4f}"
-        row = [line.data, line.model, line.updater, str(line.seeds), f"{line.auc:.4f}", gap]
-        row += [f"{line.logloss:.4f}"]
-        row += [f"{line.by_scenario.get(name, float('nan')):.4f}" for name in names]
-        cells.append([*row, f"{line.seconds:.2f}"])
-    return heads, cells
+        cells = {"data": line.data, "model": line.model, "updater": line.updater}
+        cells |= {"seeds": str(line.seeds), "AUC": f"{line.auc:.4f}"}
+        cells |= {f"minus {baseline} (95%)": gap, "log loss": f"{line.logloss:.4f}"}
+        cells |= {"s/period": f"{line.seconds:.2f}"}
+        cells |= {f"AUC {n}": f"{line.by_scenario.get(n, float('nan')):.4f}" for n in names}
+        found.append(cells)
+    return found
 
 
 def show_summary(
@@ -236,18 +238,26 @@ def show_summary(
     lines = summarise(runs, baseline, role)
     if not lines:
         raise Mistake(f"--role {role}: the runs have no period of that role")
-    heads, cells = table_of(lines, baseline)
+    cells = cells_of(lines, baseline)
+    heads = list(cells[0])
     if markdown:
         rule = ["---" if i < 3 else "---:" for i in range(len(heads))]
-        for row in (heads, rule, *cells):
+        for row in (heads, rule, *(list(one.values()) for one in cells)):
             print("| " + " | ".join(row) + " |")
         return
-    table = Table(title=f"means over seeds and {role} periods", box=box.SIMPLE_HEAD)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < 3 else "right")
-    for row in cells:
-        table.add_row(*row)
-    terminal.print(table)
+    whole, parts = heads[: heads.index("s/period") + 1], heads[heads.index("s/period") + 1 :]
+    logs = {line.data for line in lines}
+    means = f"{', '.join(sorted(logs))}: means over seeds and {role} periods"
+    for title, shown in ((means, whole), ("AUC by scenario", [*heads[:3], *parts])):
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        shown = [head for head in shown if head != "data" or len(logs) > 1]
+        for head in shown:
+            table.add_column(
+                head, justify="left" if head in heads[:3] else "right", overflow="fold"
+            )
+        for one in cells:
+            table.add_row(*(one[head] for head in shown))
+        terminal.print(table)
     waiting = sum(not run.record["finished"] for run in runs)
     if waiting:
         terminal.print(

@@ -75,6 +75,13 @@ def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     for key, least in checks.items():
         if type(config[key]) is not int or config[key] < least:
             raise Mistake(f"{key}={config[key]}: give a whole number from {least}")
+    rate = config.incremental_lr
+    if rate is not None and (type(rate) not in (int, float) or rate < 0):
+        raise Mistake(
+            f"incremental_lr={rate}: give a number from 0, or null for the optimizer's own"
+        )
+    if type(config.carry_optimizer) is not bool:
+        raise Mistake(f"carry_optimizer={config.carry_optimizer}: give true or false")
     if folder.record:
         raise Mistake(
             f"{folder.path} holds a run already: give resume={folder.path} to go on with it"
@@ -130,9 +137,8 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
         make_trainer(trainer, [], 1)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise Mistake(f"optimizer or trainer: their settings are not accepted: {error}") from None
-    with console.busy(f"preparing {about.data}"):
-        source: Source = instantiate(config.data, _convert_="all")
-        source.prepare()
+    source: Source = instantiate(config.data, _convert_="all")
+    source.prepare()
     if record.get("data", {}).get("fingerprint", source.fingerprint) != source.fingerprint:
         raise Mistake(
             f"resume={folder.path}: the log is not the one the run began with; "

@@ -77,10 +77,11 @@ class Centre(nn.Module):
         widths: Sequence[int],
         inputs: int,
         auxiliary: Sequence[int],
+        gamma: float,
         random: torch.Generator,
     ) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(widths[0]))
+        self.gamma = nn.Parameter(torch.full((widths[0],), gamma))
         self.beta = nn.Parameter(torch.zeros(widths[0]))
         layers = [dense(width, following, random) for width, following in pairwise(widths)]
         self.weights = nn.ParameterList(layer.weight for layer in layers)
@@ -107,6 +108,8 @@ class STAR(Backbone):
 
     Each layer of the star has weight W * W_p (by element) and bias b + b_p, ReLU between layers; the
     products are formed once per forward. W starts Xavier, W_p and gamma_p at 1, b_p and beta_p at 0.
+    gamma: where the shared scale of the normalisation starts. At 1, as usual, embeddings that start at
+    .01 enter the network at 1, and the random start of rare ids is learnt by heart; .1 keeps them small.
     The auxiliary network reads the embeddings, not normalised, and the scenario's embedding.
     momentum, eps: of the normalisation, see ScenarioNorm.
 
@@ -126,6 +129,7 @@ class STAR(Backbone):
         embedding_size: int = 10,
         hidden: Sequence[int] = (128, 64, 32),
         auxiliary: Sequence[int] = (32,),
+        gamma: float = 0.1,
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> None:
@@ -140,7 +144,7 @@ class STAR(Backbone):
         widths = [self.width, *hidden, 1]
         norm = ScenarioNorm(self.scenarios, self.width, momentum, eps)
         self.embedding = embedding
-        self.shared = Centre(widths, embedding.width, auxiliary, random)
+        self.shared = Centre(widths, embedding.width, auxiliary, gamma, random)
         self.specific = Own(self.scenarios, widths, norm)
 
     def forward(self, batch: Batch, representations: bool = False) -> Output:

@@ -30,10 +30,12 @@ class Terms(NamedTuple):
 def distances(z: Tensor, centres: Tensor) -> Tensor:
     """Return the Euclidean distance of every row to every centre (Eq. 4-7): (B, S).
 
-    z: (B, H).  centres: (S, H), or (S, 1) for a number that stands for all H features.
+    z: (B, H).  centres: (S, H), or (S, 1) for a number that stands for all H features. Each gap is
+    squared itself, so small distances keep their digits; the gradient at distance 0 is 0.
     """
-    gap = z.unsqueeze(1) - centres.unsqueeze(0)  # (B, S, H)
-    return (gap.square().sum(-1) + 1e-12).sqrt()  # the gradient of sqrt is not finite at 0
+    return torch.cdist(
+        z, centres.expand(-1, z.shape[1]), compute_mode="donot_use_mm_for_euclid_dist"
+    )
 
 
 def metric_terms(
