@@ -69,14 +69,18 @@ def enter(job: Callable[[DictConfig], None]) -> None:
     listen()
 
     def guarded(config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             job(config)
+        except Interrupted:
+            remove_empty(folder)
+            raise
         except (Mistake, HydraException, OmegaConfBaseException) as error:
             sentence = explain(error)
             if sentence is None:
                 raise
             tell(sentence)
-            remove_empty(Path(HydraConfig.get().runtime.output_dir))
+            remove_empty(folder)
             raise _Stop(2) from None
 
     try:

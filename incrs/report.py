@@ -1,6 +1,6 @@
 """The door that compares runs: `python -m incrs.report multirun/2026-01-31/10-00-00 [more folders]`
 
-One line per data, model and updater: means over seeds and test periods, and the paired difference
+One line per data, model and updater: means over seeds and test periods, median seconds per period, and the paired difference
 in pooled AUC to a baseline updater with its 95% interval. `--role tune` reads the tune periods
 instead, the only ones that settings may be chosen on. `--markdown` prints what a README can hold.
 """
@@ -31,14 +31,17 @@ def scenarios_of(rows: Iterable[Row]) -> list[str]:
     return [name for name in names if name != POOLED] + [POOLED]
 
 
-def show_run(rows: Sequence[Row], about: Run) -> None:
+def show_run(rows: Sequence[Row], about: Run, names: Mapping[int, str]) -> None:
     """Print a run's tables: periods by scenarios, AUC then log loss, the means at the foot."""
     for metric, title in (("auc", "AUC"), ("logloss", "log loss")):
-        terminal.print(table_of_run(rows, metric, f"{title}: {' · '.join(about[1:4])}"))
+        terminal.print(table_of_run(rows, metric, f"{title}: {' · '.join(about[1:4])}", names))
 
 
-def table_of_run(rows: Sequence[Row], metric: str, title: str) -> Table:
-    """Return the table of one metric: a line for each period, a column for each scenario."""
+def table_of_run(rows: Sequence[Row], metric: str, title: str, names: Mapping[int, str]) -> Table:
+    """Return the table of one metric: a line for each period, a column for each scenario.
+
+    names: what people call the periods, by index.
+    """
     wanted = [(name, metric) for name in scenarios_of(rows)]
     if any(row.metric == f"oracle_{metric}" for row in rows):
         wanted.append((POOLED, f"oracle_{metric}"))
@@ -59,7 +62,9 @@ def table_of_run(rows: Sequence[Row], metric: str, title: str) -> Table:
 
     for period, role in roles.items():
         dead = value.get((period, POOLED, "collapsed"))
-        table.add_row(str(period), role + (" collapsed" if dead else ""), *cells([period]))
+        table.add_row(
+            names.get(period, str(period)), role + (" collapsed" if dead else ""), *cells([period])
+        )
     table.add_section()
     for role in dict.fromkeys(roles.values()):
         table.add_row("mean", role, *cells([t for t, r in roles.items() if r == role]))
@@ -95,6 +100,10 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
         partial = path.with_name(f".{path.stem}.partial.png")
         figure.savefig(partial, dpi=150)
     partial.replace(path)
+
+
+TEXT = ("data", "model", "updater")
+"""The columns of the summary that hold words."""
 
 
 class Finished(NamedTuple):
@@ -198,7 +207,7 @@ def summarise(runs: Sequence[Finished], baseline: str, role: str) -> list[Line]:
                 },
                 gap[0] if gap else None,
                 gap[1] if gap else None,
-                float(np.mean([t["fit_seconds"] for t in later])) if later else 0.0,
+                float(np.median([t["fit_seconds"] for t in later])) if later else 0.0,
             )
         )
     models = list(dict.fromkeys((line.data, line.model) for line in lines))
@@ -239,22 +248,22 @@ def show_summary(
     if not lines:
         raise Mistake(f"--role {role}: the runs have no period of that role")
     cells = cells_of(lines, baseline)
-    heads = list(cells[0])
+    logs = sorted({line.data for line in lines})
+    heads = [head for head in cells[0] if head != "data" or len(logs) > 1]
     if markdown:
-        rule = ["---" if i < 3 else "---:" for i in range(len(heads))]
-        for row in (heads, rule, *(list(one.values()) for one in cells)):
+        rule = ["---" if head in TEXT else "---:" for head in heads]
+        for row in (heads, rule, *([one[head] for head in heads] for one in cells)):
             print("| " + " | ".join(row) + " |")
         return
     whole, parts = heads[: heads.index("s/period") + 1], heads[heads.index("s/period") + 1 :]
-    logs = {line.data for line in lines}
-    means = f"{', '.join(sorted(logs))}: means over seeds and {role} periods"
-    for title, shown in ((means, whole), ("AUC by scenario", [*heads[:3], *parts])):
+    means = f"{', '.join(logs)}: means over seeds and {role} periods"
+    for title, shown in (
+        (means, whole),
+        ("AUC by scenario", [*(head for head in heads if head in TEXT), *parts]),
+    ):
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        shown = [head for head in shown if head != "data" or len(logs) > 1]
         for head in shown:
-            table.add_column(
-                head, justify="left" if head in heads[:3] else "right", overflow="fold"
-            )
+            table.add_column(head, justify="left" if head in TEXT else "right", overflow="fold")
         for one in cells:
             table.add_row(*(one[head] for head in shown))
         terminal.print(table)

@@ -98,8 +98,8 @@ def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     )
     packages = ("incrs", "torch", "lightning", "polars", "numpy", "hydra-core")
     return {
-        "command": " ".join(["python", "-m", "incrs.train", *sys.argv[1:]]),
-        "overrides": list(HydraConfig.get().overrides.task),
+        "command": " ".join(["python -m incrs.train", *map(without_secret, sys.argv[1:])]),
+        "overrides": [without_secret(one) for one in HydraConfig.get().overrides.task],
         "about": about._asdict(),
         "config": without_secrets(resolved),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
@@ -185,7 +185,8 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - began
     folder.write_record(record)
     if HydraConfig.get().mode is RunMode.RUN:  # a sweep sums up at its end
-        report.show_run(rows, about)
+        scored = {one["period"] + 1: one["scored"] for one in record["timings"]}
+        report.show_run(rows, about, scored)
     report.draw_curves(rows, folder.path / "curves.png")
     console.line(f"everything is in {folder.path}")
     finished.append(folder.path)
@@ -216,6 +217,12 @@ def without_secrets(node: Any) -> Any:
             for k, v in node.items()
         }
     return [without_secrets(item) for item in node] if isinstance(node, list) else node
+
+
+def without_secret(override: str) -> str:
+    """Return `key=value` with the value masked where the key is that of a secret."""
+    key, equals, _ = override.partition("=")
+    return f"{key}=***" if equals and SECRET.search(key) else override
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_the_command_prints_a_table_and_markdown(
     assert "incmsr" in capsys.readouterr().out
     assert report.main([str(sweep), "--markdown", "--baseline", "frozen"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| data | model | updater | seeds | AUC | minus frozen (95%)")
+    assert lines[0].startswith("| model | updater | seeds | AUC | minus frozen (95%)")
     assert len(lines) == 5
 
 
@@ -112,6 +112,7 @@ def test_curves_are_a_picture_with_a_panel_for_each_scenario(sweep: Path) -> Non
 
 def test_a_run_table_has_a_line_for_each_period_and_each_role(sweep: Path) -> None:
     rows = results.read(sweep / "00" / "results.csv")
-    table = report.table_of_run(rows, "auc", "AUC")
+    table = report.table_of_run(rows, "auc", "AUC", {7: "2022-05-02"})
     assert [column.header for column in table.columns] == ["period", "role", "home", POOLED]
     assert table.row_count == 4 + 2
+    assert list(table.columns[0].cells)[:2] == ["2022-05-02", "8"]

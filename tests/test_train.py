@@ -266,3 +266,18 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
         text=True,
     )
     assert found.stdout.strip() == str(target / "incrs" / "conf")
+
+
+def test_secrets_are_in_no_record() -> None:
+    from incrs.train import without_secret, without_secrets
+
+    config = {
+        "logger": {"wandb": {"api_key": "abc", "project": "p"}},
+        "joins": [{"key": "user_id"}],
+    }
+    assert without_secrets(config) == {
+        "logger": {"wandb": {"api_key": "***", "project": "p"}},
+        "joins": [{"key": "user_id"}],
+    }
+    assert without_secret("logger.wandb.api_key=abc") == "logger.wandb.api_key=***"
+    assert without_secret("seed=3") == "seed=3"

@@ -100,8 +100,10 @@ class IncMSR(Updater):
     formula has the signs of a similarity, not of a distance).
     squeeze: f of Eq. 3: `centroid`, the mean vector of the scenario's rows in the batch; `scalar`,
     one number, the mean of that vector's features.
-    margin: None lets specific distances grow without bound, as written; a number m replaces -D by
-    max(0, m - D) row by row.
+    margin: None lets specific distances grow without bound, as written. Then an optimizer that scales
+    steps, as Adam does, moves them at its own pace in every direction that the clicks leave free,
+    however small the weight, and over many steps the model diverges; a warning says when they have
+    grown tenfold since the warm-up. A number m replaces -D by max(0, m - D) row by row, which ends it.
     normalize: True scales every representation to length 1 first, which bounds D by 2.
     scenario, time, time_scenario: False leaves that dimension out (the paper's w/o S, T, TS).
     """
@@ -133,7 +135,8 @@ class IncMSR(Updater):
         self.weight, self.sign, self.squeeze = weight, sign, squeeze
         self.margin, self.normalize = margin, normalize
         self.kept = (scenario, time, time_scenario)
-        self._norms: Tensor | None = None
+        self._norms: Tensor | None = None  # (2,) of the last step: now and of the previous model
+        self._norm_at_start: float | None = None
 
     def penalty(self, module: ScenarioModule, batch: Batch, output: Output) -> Tensor | None:
         """Return weight * L_ML; None in the warm-up or at weight 0."""
@@ -151,7 +154,9 @@ class IncMSR(Updater):
             self.margin,
             self.normalize,
         )
-        self._norms = torch.stack([output.specific, before.specific]).detach()
+        if output.specific.shape[1]:
+            specific = torch.stack([output.specific.detach(), before.specific])
+            self._norms = specific.norm(dim=2).mean(1)
         kept = [term for term, keep in zip(terms, self.kept, strict=True) if keep]
         if not kept:
             return None
@@ -159,12 +164,23 @@ class IncMSR(Updater):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say so when the specific representations have grown out of proportion (see `margin`)."""
-        if self._norms is not None and self._norms.shape[-1]:
-            now, before = self._norms.norm(dim=-1).mean(-1).tolist()
-            if now > 10 * before > 0:
-                log.warning(
-                    "incmsr: the specific representations grew %.0f-fold in one period; a smaller "
-                    "updater.incmsr.weight or updater.incmsr.margin=1 bounds them",
-                    now / before,
-                )
+        if self._norms is None:
+            return
+        now, before = self._norms.tolist()
         self._norms = None
+        if self._norm_at_start is None:
+            self._norm_at_start = before
+        if now > 10 * self._norm_at_start:
+            log.warning(
+                "incmsr: the specific representations are %.0f times as long as after the warm-up, "
+                "the model is diverging; updater.incmsr.margin=1 bounds them",
+                now / self._norm_at_start,
+            )
+
+    def state_dict(self) -> dict[str, float | None]:
+        """Return what the warning compares to."""
+        return {"norm_at_start": self._norm_at_start}
+
+    def load_state_dict(self, state_dict: dict[str, float | None]) -> None:
+        """Take back what `state_dict` returned."""
+        self._norm_at_start = state_dict["norm_at_start"]

@@ -114,3 +114,16 @@ def test_gradients_flow_through_rows_and_centroids_and_are_finite_at_zero_distan
 def test_a_setting_out_of_range_is_refused_in_a_sentence(settings: dict) -> None:
     with pytest.raises(Mistake, match=f"updater.incmsr.{next(iter(settings))}="):
         IncMSR(**settings)
+
+
+def test_specific_representations_that_run_away_are_warned_of_also_after_a_resume(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    updater = IncMSR()
+    for now in (2.0, 11.0):
+        updater._norms = torch.tensor([now, 1.0 if now == 2.0 else 7.0])
+        again = IncMSR()
+        again.load_state_dict(updater.state_dict())
+        again._norms, updater = updater._norms, again
+        updater.on_train_end(None, None)  # type: ignore[arg-type]
+        assert ("11 times as long as after the warm-up" in caplog.text) == (now == 11.0)
