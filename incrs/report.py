@@ -1,8 +1,9 @@
 """The door that compares runs: `python -m incrs.report multirun/2026-01-31/10-00-00 [more folders]`
 
-One line per data, model and updater: means over seeds and test periods, median seconds per period, and the paired difference
-in pooled AUC to a baseline updater with its 95% interval. `--role tune` reads the tune periods
-instead, the only ones that settings may be chosen on. `--markdown` prints what a README can hold.
+One line per data, model and updater: means over seeds and test periods, the paired difference in
+pooled AUC to a baseline updater with its 95% interval, and the median seconds that an update took.
+`--role tune` reads the tune periods instead, the only ones that settings may be chosen on.
+`--markdown` prints what a README can hold.
 """
 
 from __future__ import annotations
