@@ -250,21 +250,21 @@ def show_summary(
         raise Mistake(f"--role {role}: the runs have no period of that role")
     cells = cells_of(lines, baseline)
     logs = sorted({line.data for line in lines})
+    whole = {*TEXT, "seeds", "AUC", f"minus {baseline} (95%)", "s/period"}
     heads = [head for head in cells[0] if head != "data" or len(logs) > 1]
     if markdown:
         rule = ["---" if head in TEXT else "---:" for head in heads]
         for row in (heads, rule, *([one[head] for head in heads] for one in cells)):
             print("| " + " | ".join(row) + " |")
         return
-    whole, parts = heads[: heads.index("s/period") + 1], heads[heads.index("s/period") + 1 :]
     means = f"{', '.join(logs)}: means over seeds and {role} periods"
-    for title, shown in (
-        (means, whole),
-        ("AUC by scenario", [*(head for head in heads if head in TEXT), *parts]),
-    ):
+    first = [head for head in heads if head in whole]
+    second = [head for head in heads if head in TEXT or head not in whole]
+    for title, shown in ((means, first), ("log loss, and AUC by scenario", second)):
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for head in shown:
-            table.add_column(head, justify="left" if head in TEXT else "right", overflow="fold")
+            words = head in TEXT
+            table.add_column(head, justify="left" if words else "right", overflow="fold")
         for one in cells:
             table.add_row(*(one[head] for head in shown))
         terminal.print(table)
