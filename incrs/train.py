@@ -27,7 +27,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from incrs import console, report
+from incrs import console, report, show
 from incrs.data.base import Source
 from incrs.data.stream import PeriodStream
 from incrs.door import enter, maker
@@ -186,8 +186,8 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     folder.write_record(record)
     if HydraConfig.get().mode is RunMode.RUN:  # a sweep sums up at its end
         scored = {one["period"] + 1: one["scored"] for one in record["timings"]}
-        report.show_run(rows, about, scored)
-    report.draw_curves(rows, folder.path / "curves.png")
+        show.show_run(rows, about, scored)
+    show.draw_curves(rows, folder.path / "curves.png")
     console.line(f"everything is in {folder.path}")
     finished.append(folder.path)
 

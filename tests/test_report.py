@@ -99,20 +99,3 @@ def test_a_folder_without_runs_is_a_mistake(tmp_path: Path, capsys: pytest.Captu
     assert "no run with results" in capsys.readouterr().err
     with pytest.raises(Mistake):
         report.find_runs([tmp_path / "nowhere"])
-
-
-def test_curves_are_a_picture_with_a_panel_for_each_scenario(sweep: Path) -> None:
-    rows = results.read(sweep / "00" / "results.csv")
-    rows.append(rows[0]._replace(metric="oracle_auc"))
-    rows.append(rows[0]._replace(value=None, period=11))
-    report.draw_curves(rows, sweep / "curves.png")
-    assert (sweep / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert not list(sweep.glob(".*partial*"))
-
-
-def test_a_run_table_has_a_line_for_each_period_and_each_role(sweep: Path) -> None:
-    rows = results.read(sweep / "00" / "results.csv")
-    table = report.table_of_run(rows, "auc", "AUC", {7: "2022-05-02"})
-    assert [column.header for column in table.columns] == ["period", "role", "home", POOLED]
-    assert table.row_count == 4 + 2
-    assert list(table.columns[0].cells)[:2] == ["2022-05-02", "8"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from incrs.data.synthetic import RATES, SHARES, SyntheticSource, calibrated, drawn, moved, numbered
+from incrs.data.synthetic import SyntheticSource, numbered
+from incrs.data.world import RATES, SHARES, calibrated, drawn, moved
 from incrs.errors import Mistake
 from incrs.metrics import auc
 from incrs.period import Period, Role

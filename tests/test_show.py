@@ -1,0 +1,29 @@
+"""A run's table and curves say what results.csv says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from incrs import show
+from incrs.results import POOLED, Row, Run
+
+ABOUT = Run("0", "log", "star", "incmsr", 0)
+ROWS = [
+    Row(*ABOUT, t, "tune" if t == 7 else "test", scenario, "auc", 0.7 + t / 100, 100, 50)
+    for t in range(7, 11)
+    for scenario in (POOLED, "home")
+]
+
+
+def test_curves_are_a_picture_with_a_panel_for_each_scenario(tmp_path: Path) -> None:
+    gaps = [ROWS[0]._replace(metric="oracle_auc"), ROWS[0]._replace(value=None, period=11)]
+    show.draw_curves([*ROWS, *gaps], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_a_run_table_has_a_line_for_each_period_and_each_role() -> None:
+    table = show.table_of_run(ROWS, "auc", "AUC", {7: "2022-05-02"})
+    assert [column.header for column in table.columns] == ["period", "role", "home", POOLED]
+    assert table.row_count == 4 + 2
+    assert list(table.columns[0].cells)[:2] == ["2022-05-02", "8"]
