@@ -134,9 +134,13 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     optimizer, trainer = maker(config, "optimizer"), maker(config, "trainer")
     try:
         optimizer([torch.nn.Parameter(torch.zeros(1))])
-        make_trainer(trainer, [], 1)
+        devices = make_trainer(trainer, [], 1).world_size
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise Mistake(f"optimizer or trainer: their settings are not accepted: {error}") from None
+    if devices != 1:
+        raise Mistake(
+            f"trainer.devices={config.trainer.devices}: a run trains on one device; give 1"
+        )
     source: Source = instantiate(config.data, _convert_="all")
     source.prepare()
     if record.get("data", {}).get("fingerprint", source.fingerprint) != source.fingerprint:

@@ -94,6 +94,7 @@ MISTAKES = {
     "updater.incmsr.weight=-1": "updater.incmsr.weight=-1: give a number from 0",
     "optimizer.lr=-1": "Invalid learning rate: -1",
     "+model.depth=3": "model.depth: there is no such setting",
+    "trainer=cpu trainer.devices=2": "trainer.devices=2: a run trains on one device",
     "batch_size=0": "batch_size=0: give a whole number from 1",
     "data=log": "data.path has no value yet",
     "data=kuairand data.path=nowhere": "Download https://zenodo.org",
