@@ -111,7 +111,9 @@ class STAR(Backbone):
     gamma: where the shared scale of the normalisation starts. At 1, as usual, embeddings that start at
     .01 enter the network at 1, and the random start of rare ids is learnt by heart; .1 keeps them small.
     The auxiliary network reads the embeddings, not normalised, and the scenario's embedding.
-    momentum, eps: of the normalisation, see ScenarioNorm.
+    momentum, eps: of the normalisation, see ScenarioNorm. An input that is constant for a day, as the
+    embedding of its weekday is, has no variance there; eps is what keeps its next value from being
+    blown up on the next day, and 1e-5 is too little for that.
 
     shared: the last hidden layer (B, hidden[-1]) of a second pass of the same rows through the centre
     network alone, W and b: STAR has no layer that all rows share, and this is the part of the star
@@ -131,7 +133,7 @@ class STAR(Backbone):
         auxiliary: Sequence[int] = (32,),
         gamma: float = 0.1,
         momentum: float = 0.1,
-        eps: float = 1e-5,
+        eps: float = 1e-3,
     ) -> None:
         super().__init__()
         check_widths("hidden", hidden)

@@ -114,3 +114,16 @@ def test_the_shared_representation_does_not_go_through_a_scenarios_weights():
         after = model(batch, representations=True)
     assert torch.equal(before.shared, after.shared)
     assert not torch.equal(before.specific, after.specific)
+
+
+def test_a_field_that_is_constant_for_a_day_is_not_blown_up_on_the_next():
+    model = STAR(SCHEMA, 0)
+    batch = rows(SCHEMA, 60)
+    column = 0
+    batch.fields[:, column] = 1
+    for _ in range(100):
+        model(batch)
+    model.eval()
+    today = model(batch).logit
+    batch.fields[:, column] = 2
+    assert (model(batch).logit - today).abs().max() < 0.05
