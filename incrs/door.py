@@ -101,10 +101,12 @@ def enter(job: Callable[[DictConfig], None]) -> None:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove the folder made for a run that never began, and the folders that held only it."""
+    """Remove the folder made for a run that never began and, below multirun, what held only it."""
     while folder.is_dir() and folder.name != "multirun" and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
+        if "multirun" not in folder.parts:
+            return
 
 
 def maker(config: DictConfig, key: str) -> Callable[..., Any]:

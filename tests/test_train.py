@@ -283,3 +283,13 @@ def test_secrets_are_in_no_record() -> None:
     }
     assert without_secret("logger.wandb.api_key=abc") == "logger.wandb.api_key=***"
     assert without_secret("seed=3") == "seed=3"
+
+
+def test_only_folders_made_for_a_run_are_taken_away(tmp_path: Path) -> None:
+    from incrs.door import remove_empty
+
+    run, own = tmp_path / "multirun" / "day" / "time", tmp_path / "mine" / "run"
+    for folder in (run, own):
+        folder.mkdir(parents=True)
+        remove_empty(folder)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["mine", "multirun"]

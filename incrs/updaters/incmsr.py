@@ -135,7 +135,9 @@ class IncMSR(Updater):
         self.weight, self.sign, self.squeeze = weight, sign, squeeze
         self.margin, self.normalize = margin, normalize
         self.kept = (scenario, time, time_scenario)
-        self._norms: Tensor | None = None  # (2,) of the last step: now and of the previous model
+        self._last: tuple[Tensor, Tensor] | None = (
+            None  # specific, now and before, of the last step
+        )
         self._norm_at_start: float | None = None
 
     def penalty(self, module: ScenarioModule, batch: Batch, output: Output) -> Tensor | None:
@@ -154,9 +156,7 @@ class IncMSR(Updater):
             self.margin,
             self.normalize,
         )
-        if output.specific.shape[1]:
-            specific = torch.stack([output.specific.detach(), before.specific])
-            self._norms = specific.norm(dim=2).mean(1)
+        self._last = (output.specific.detach(), before.specific)
         kept = [term for term, keep in zip(terms, self.kept, strict=True) if keep]
         if not kept:
             return None
@@ -164,10 +164,10 @@ class IncMSR(Updater):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say so when the specific representations have grown out of proportion (see `margin`)."""
-        if self._norms is None:
+        if self._last is None or not self._last[0].shape[1]:
             return
-        now, before = self._norms.tolist()
-        self._norms = None
+        now, before = (specific.norm(dim=1).mean().item() for specific in self._last)
+        self._last = None
         if self._norm_at_start is None:
             self._norm_at_start = before
         if now > 10 * self._norm_at_start:

@@ -121,9 +121,9 @@ def test_specific_representations_that_run_away_are_warned_of_also_after_a_resum
 ) -> None:
     updater = IncMSR()
     for now in (2.0, 11.0):
-        updater._norms = torch.tensor([now, 1.0 if now == 2.0 else 7.0])
+        updater._last = (torch.tensor([[now]]), torch.tensor([[1.0 if now == 2.0 else 7.0]]))
         again = IncMSR()
         again.load_state_dict(updater.state_dict())
-        again._norms, updater = updater._norms, again
+        again._last, updater = updater._last, again
         updater.on_train_end(None, None)  # type: ignore[arg-type]
         assert ("11 times as long as after the warm-up" in caplog.text) == (now == 11.0)
