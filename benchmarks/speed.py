@@ -44,7 +44,7 @@ class RandomLog(Source):
 
     def __init__(self, rows: int, periods: int):
         names = [f"field{i}" for i in range(len(SIZES))]
-        self.name, self.fingerprint = "random", "0"
+        self.name, self.fingerprints = "random", ["0"] * periods
         self.schema = Schema(
             vocabularies=dict(zip([*names, "tag"], [*SIZES, 60], strict=True)),
             fields={name: name for name in names},

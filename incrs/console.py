@@ -49,11 +49,13 @@ class Progressing(Watcher):
         """Move the bar."""
         self._bar.advance(self._task)
 
-    def period_done(self, rows: Sequence[Row], losses: Sequence[float], timing: Timing) -> None:
-        """Print the period's line."""
-        if not rows:
+    def period_learnt(self, losses: Sequence[float], timing: Timing) -> None:
+        """Say so where no other period follows."""
+        if timing.period == self._periods - 1:
             line(f"  {timing.name}  learnt; its model serves what comes next")
-            return
+
+    def period_scored(self, rows: Sequence[Row], timing: Timing) -> None:
+        """Print the period's line."""
         value = {(row.scenario, row.metric): row.value for row in rows}
         scenarios = [s for s, metric in value if metric == "auc" and s != POOLED]
         parts = [f"{s} {number(value[s, 'auc'])}" for s in scenarios]
@@ -65,7 +67,7 @@ class Progressing(Watcher):
             f"{timing.fit_seconds + timing.score_seconds:.1f} s"
         )
 
-    def run_ends(self) -> None:
+    def run_ends(self, finished: bool) -> None:
         """Take the bar away."""
         self._bar.stop()
 

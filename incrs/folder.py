@@ -2,8 +2,11 @@
 
     results.csv                     one tidy row per number
     run.json                        configuration, versions, data, timings: all it takes to repeat it
-    serving/period=0007.safetensors the weights that serve period 7, learnt from periods 0 .. 6
-    checkpoint/period=0006/         what training on period 7 starts from; only the last is kept
+    serving/period=0007.safetensors the weights that serve period 7, learnt from periods 0 .. 6;
+                                    row k of a table is the log's id k, or with admission or expiry
+                                    what period=0007.ids.safetensors says
+    checkpoint/period=0006-scored/  what training on period 7 starts from; only the last is kept.
+                                    `-scored` where period 7 had come and was scored
     curves.png, losses.csv          for people
 
 Everything is written whole or not at all, so a run killed at any moment can go on.
@@ -15,7 +18,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +28,15 @@ from incrs import results
 from incrs.dashboard import Timing
 from incrs.module import ScenarioModule
 from incrs.results import Row, replace_text
+from incrs.roster import Roster
 from incrs.updaters.base import Weights
+
+
+class Done(NamedTuple):
+    """How far a run is: the last period learnt, and whether the one after it was scored."""
+
+    period: int
+    scored: bool
 
 
 class RunFolder:
@@ -50,6 +61,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         replace_text(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
+    def timing(self, period: int) -> Timing | None:
+        """Return what run.json says that a period cost so far."""
+        for one in self.record.get("timings", []):
+            if one["period"] == period:
+                return Timing(**{key: one[key] for key in Timing._fields})
+        return None
+
     def add_timing(self, timing: Timing) -> None:
         """Add what a period cost to run.json, in the place of an earlier try at it."""
         record = self.record
@@ -59,24 +77,35 @@ class RunFolder:
         record["timings"] = [*kept, timing._asdict() | {"rows_per_second": rate}]
         self.write_record(record)
 
-    def write_serving(self, period: int, weights: Weights) -> None:
-        """Write the weights that serve `period`."""
+    def read_serving(self, period: int) -> Weights:
+        """Return the weights that serve `period`."""
+        return load_file(self.path / "serving" / f"period={period:04d}.safetensors")
+
+    def write_serving(self, period: int, weights: Weights, roster: Roster) -> None:
+        """Write the weights that serve `period` and, where it is not the row's number, each row's id."""
         folder = self.path / "serving"
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"period={period:04d}.safetensors"
-        partial = folder / f".{file.name}.partial"
-        save_file(_plain(weights), partial)
-        partial.replace(file)
+        written = {f"period={period:04d}.safetensors": weights}
+        if roster.selective:
+            written = {f"period={period:04d}.ids.safetensors": roster.ids} | written
+        for name, tensors in written.items():
+            partial = folder / f".{name}.partial"
+            save_file(_plain(tensors), partial)
+            partial.replace(folder / name)
 
-    def save(self, period: int, module: ScenarioModule) -> None:
-        """Write the checkpoint after `period`, then drop the one before it."""
+    def save(self, period: int, scored: bool, module: ScenarioModule, roster: Roster) -> None:
+        """Write the checkpoint after `period`, then drop the one before it.
+
+        scored: whether the period after it had come and was scored.
+        """
         parent = self.path / "checkpoint"
-        target = parent / f"period={period:04d}"
+        target = parent / (f"period={period:04d}" + ("-scored" if scored else ""))
         partial = parent / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(_plain(module.backbone.state_dict()), partial / "backbone.safetensors")
         _write(partial / "optimizer", _unpack_optimizer(module.optimizer_state))
+        _write(partial / "roster", roster.state_dict())
         for name, updater in module.updaters.items():
             _write(partial / f"updater-{name}", updater.state_dict())
         shutil.rmtree(target, ignore_errors=True)
@@ -85,16 +114,21 @@ class RunFolder:
             if old != target:
                 shutil.rmtree(old)
 
-    def restore(self, module: ScenarioModule) -> int | None:
-        """Load the last checkpoint into the module; return its period, or None if there is none."""
+    def restore(self, module: ScenarioModule, roster: Roster) -> Done | None:
+        """Load the last checkpoint into module and roster; return how far it is, None if there is none."""
         found = sorted((self.path / "checkpoint").glob("period=*"))
         if not found:
             return None
-        module.backbone.load_state_dict(load_file(found[-1] / "backbone.safetensors"))
-        module.optimizer_state = _pack_optimizer(_read(found[-1] / "optimizer"))
+        roster.load_state_dict(_read(found[-1] / "roster"))
+        weights = load_file(found[-1] / "backbone.safetensors")
+        optimizer_state = _pack_optimizer(_read(found[-1] / "optimizer"))
+        sizes = {v: len(weights[name]) for name, (_, v) in module.backbone.tables().items()}
+        ids = {name: ids[: sizes.get(name)] for name, ids in roster.ids.items()}
+        module.restore(weights, optimizer_state, ids)
         for name, updater in module.updaters.items():
             updater.load_state_dict(_read(found[-1] / f"updater-{name}"))
-        return int(found[-1].name.removeprefix("period="))
+        period, _, scored = found[-1].name.removeprefix("period=").partition("-")
+        return Done(int(period), bool(scored))
 
     def rows_until(self, period: int) -> list[Row]:
         """Return the rows of results.csv up to and including `period`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -22,7 +23,8 @@ OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
 class ScenarioModule(L.LightningModule):
     """Trains a backbone on a period and scores the next one, through what the updaters say.
 
-    backbone: the weights of now; `initial_weights` keeps a copy of them as they came.
+    backbone: the weights of now.  ids: vocabulary -> (rows,) the id behind each row of its tables,
+    as of the last `follow`.
     updaters: by name, in the order they compose.  scenarios: S.
     optimizer: makes an optimizer from parameters.  carry_optimizer: True lets the optimizer's state
     run on from one fit to the next, False starts it cold in every fit.
@@ -39,7 +41,10 @@ class ScenarioModule(L.LightningModule):
         super().__init__()
         self.backbone, self.scenarios = backbone, scenarios
         self.updaters = dict(updaters)
-        self.initial_weights: Weights = clone(backbone.state_dict())
+        self.ids: dict[str, Tensor] = {}
+        tables = backbone.tables()
+        dense = {name: w for name, w in backbone.state_dict().items() if name not in tables}
+        self._initial_dense: Weights = clone(dense)
         self.optimizer_state: dict[str, Any] | None = None
         self.learning_rate: float | None = None  # of the next fit; None: the optimizer's own
         self.losses: list[Tensor] = []  # one scalar a step, on the device, of the last fit
@@ -56,8 +61,46 @@ class ScenarioModule(L.LightningModule):
         """The model of t-1: frozen, in evaluation mode; None in the warm-up."""
         return self._previous[0] if self._previous else None
 
+    @property
+    def initial_weights(self) -> Weights:
+        """The weights that a training from scratch starts from, with the rows of now."""
+        drawn = {
+            name: tables.initial(vocabulary, self.ids[vocabulary], len(self.ids[vocabulary]))
+            for name, (tables, vocabulary) in self.backbone.tables().items()
+        }
+        state = self.backbone.state_dict()
+        return {name: drawn.get(name, self._initial_dense.get(name)) for name in state}  # type: ignore[misc]
+
+    def follow(self, ids: Mapping[str, Tensor]) -> None:
+        """Give the tables the rows of these ids, in their order: in the model of now and of t-1.
+
+        A row that stays moves as it is, with what the optimizer knows of it; a new one has its
+        initial value, and zeros in the optimizer's state.  ids: vocabulary -> (rows,), ids[0] = 0.
+        """
+        moves: dict[str, Move] = {}
+        for name, (tables, vocabulary) in self.backbone.tables().items():
+            before, now = self.ids.get(vocabulary), ids[vocabulary]
+            if before is None or not torch.equal(before, now):
+                moves[name] = Move.between(before, now, partial(tables.initial, vocabulary))
+        for backbone in (self.backbone, *self._previous):
+            for name, (tables, vocabulary) in backbone.tables().items():
+                if name in moves:
+                    key = tables.names[vocabulary]
+                    table = tables.tables[key]
+                    moved = moves[name](table.detach(), moves[name].fresh)
+                    tables.tables[key] = nn.Parameter(moved, table.requires_grad)
+        if self.optimizer_state is not None:
+            names = [name for name, _ in self.backbone.named_parameters()]
+            for index, entry in self.optimizer_state["state"].items():
+                if names[int(index)] in moves:
+                    move = moves[names[int(index)]]
+                    for key, value in entry.items():
+                        if value.ndim:
+                            entry[key] = move(value, value.new_zeros(()))
+        self.ids = dict(ids)
+
     def remember(self) -> None:
-        """Make the present weights the previous model, if any updater asks for one."""
+        """Make the weights of now those of the previous model, if any updater asks for it."""
         if any(u.wants_previous for u in self.updaters.values()):
             self._previous = (copy.deepcopy(self.backbone).eval().requires_grad_(False),)
 
@@ -65,6 +108,15 @@ class ScenarioModule(L.LightningModule):
         """Put weights into the backbone; the optimizer starts cold with them."""
         self.backbone.load_state_dict(weights)
         self.optimizer_state = None
+
+    def restore(
+        self, weights: Weights, optimizer_state: dict[str, Any] | None, ids: Mapping[str, Tensor]
+    ) -> None:
+        """Go on from weights and optimizer state that were saved with the rows of these ids."""
+        for name, (tables, vocabulary) in self.backbone.tables().items():
+            tables.tables[tables.names[vocabulary]] = nn.Parameter(weights[name].clone())
+        self.backbone.load_state_dict(weights)
+        self.optimizer_state, self.ids = optimizer_state, dict(ids)
 
     def previous_output(self, batch: Batch) -> Output | None:
         """Return the previous model's output on a batch, computed once a step; None in the warm-up."""
@@ -134,6 +186,34 @@ class ScenarioModule(L.LightningModule):
             assert isinstance(optimizer, Optimizer)
             self.optimizer_state = optimizer.state_dict()
         self._remembered = None
+
+
+class Move(NamedTuple):
+    """Where the rows of a table go when its ids change.
+
+    source: (rows,) the old row of each new one, -1 where it is fresh.  fresh: the fresh ones' values.
+    """
+
+    source: Tensor
+    fresh: Tensor
+
+    @staticmethod
+    def between(before: Tensor | None, now: Tensor, initial: Callable[..., Tensor]) -> Move:
+        """Return the move from the ids of the rows before (None: there were none) to those of now."""
+        source = torch.full_like(now, -1)
+        if before is not None:
+            row_of = torch.full((max(int(before.max()), int(now.max())) + 1,), -1)
+            row_of[before] = torch.arange(len(before))
+            source = row_of[now]
+        return Move(source, initial(now[source < 0], len(now)))
+
+    def __call__(self, table: Tensor, fresh: Tensor) -> Tensor:
+        """Return the table (old rows, ...) as it is after the move, with `fresh` in the fresh rows."""
+        source = self.source.to(table.device)
+        moved = table.new_empty(len(source), *table.shape[1:])
+        moved[source >= 0] = table[source[source >= 0]]
+        moved[source < 0] = fresh.to(moved)
+        return moved
 
 
 def clone(weights: Weights) -> dict[str, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -49,43 +50,86 @@ class Batch(NamedTuple):
         )
 
 
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Return the rows of several batches, one behind the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Batch(
+        fields=torch.cat([part.fields for part in parts]),
+        lists={name: torch.cat([part.lists[name] for part in parts]) for name in parts[0].lists},
+        numbers=torch.cat([part.numbers for part in parts]),
+        scenario=torch.cat([part.scenario for part in parts]),
+        label=torch.cat([part.label for part in parts]),
+    )
+
+
+class Stored(NamedTuple):
+    """Rows that stay on disk and are read part by part: the i-th has sizes[i] rows."""
+
+    sizes: Sequence[int]
+    read: Callable[[int], Batch]
+
+
 @dataclass(frozen=True)
 class Period:
     """D_t: the rows of one period in time order; never changed once made.
 
     index: position in the stream, from 0.  name: what people call it, e.g. `2022-05-02`.
+    content: the rows, in memory or, where they are too many for that, on disk.
     truth: (n,) float64 true click probabilities where the log is synthetic, else None. It is no
-    part of `rows`, so no model ever meets it.
+    part of `content`, so no model ever meets it.
     """
 
     index: int
     name: str
     role: Role
-    rows: Batch
+    content: Batch | Stored
     truth: Tensor | None = None
 
+    @property
+    def rows(self) -> Batch:
+        """All rows, in memory."""
+        return self.content if isinstance(self.content, Batch) else joined(list(self.parts()))
+
+    def parts(self) -> Iterator[Batch]:
+        """Yield the rows part by part, each part short enough for memory."""
+        if isinstance(self.content, Batch):
+            yield self.content
+        else:
+            yield from map(self.content.read, range(len(self.content.sizes)))
+
     def __len__(self) -> int:
-        return self.rows.label.shape[0]
+        if isinstance(self.content, Batch):
+            return self.content.label.shape[0]
+        return sum(self.content.sizes)
 
     def take(self, where: Tensor | slice) -> Period:
         """Return the same period with only the rows at `where` (as `Batch.take`)."""
         truth = None if self.truth is None else self.truth[where]
-        return replace(self, rows=self.rows.take(where), truth=truth)
+        nothing = isinstance(where, slice) and where.stop == 0
+        whole = next(self.parts()) if nothing else self.rows
+        return replace(self, content=whole.take(where), truth=truth)
 
     @staticmethod
     def concat(periods: Sequence[Period]) -> Period:
         """Join periods in the order given; index, name and role are those of the last one."""
         if len(periods) == 1:
             return periods[0]
-        parts = [period.rows for period in periods]
-        lists = {name: torch.cat([part.lists[name] for part in parts]) for name in parts[0].lists}
-        rows = Batch(
-            fields=torch.cat([part.fields for part in parts]),
-            lists=lists,
-            numbers=torch.cat([part.numbers for part in parts]),
-            scenario=torch.cat([part.scenario for part in parts]),
-            label=torch.cat([part.label for part in parts]),
-        )
         truths = [period.truth for period in periods if period.truth is not None]
         truth = torch.cat(truths) if len(truths) == len(periods) else None
-        return replace(periods[-1], rows=rows, truth=truth)
+        batches = [p.content for p in periods if isinstance(p.content, Batch)]
+        if len(batches) == len(periods):
+            return replace(periods[-1], content=joined(batches), truth=truth)
+        sources: list[tuple[int, Callable[[], Batch]]] = []
+        for period in periods:
+            if isinstance(period.content, Batch):
+                sources.append((len(period), partial(_same, period.content)))
+            else:
+                sizes, read = period.content
+                sources += [(size, partial(read, i)) for i, size in enumerate(sizes)]
+        content = Stored([size for size, _ in sources], lambda i: sources[i][1]())
+        return replace(periods[-1], content=content, truth=truth)
+
+
+def _same(rows: Batch) -> Batch:
+    return rows

@@ -11,11 +11,12 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from incrs import metrics
 from incrs.data.base import Schema
@@ -53,18 +54,37 @@ class Row(NamedTuple):
     positives: int
 
 
-def measure(run: Run, schema: Schema, period: Period, logit: np.ndarray) -> list[Row]:
+def measure(
+    run: Run,
+    schema: Schema,
+    period: Period,
+    logit: np.ndarray,
+    known: Mapping[str, int],
+) -> list[Row]:
     """Return the rows that period's scores give, pooled first, then scenario by scenario.
 
-    logit: (n,) float32 scores of the period's rows in their order. Metrics: auc, logloss, gauc
-    (where the log has users), oracle_auc and oracle_logloss (where the truth is known), and
-    collapsed, 1 where the pooled scores are all equal or not finite, else 0.
+    logit: (n,) float32 scores of the period's rows in their order.  known: vocabulary -> how many of
+    its ids appeared in earlier periods; ids are numbered by first appearance.
+    Metrics: auc, logloss, gauc (where the log has users), oracle_auc and oracle_logloss (where the
+    truth is known). Of the pooled rows also collapsed, 1 where the scores are all equal or not
+    finite, else 0, and auc and logloss of the rows whose user, or item, is met for the first time in
+    this period, and of the others: auc_new_users, auc_known_users, auc_new_items, ...; rows without
+    a user or item are in neither.
     """
-    label = period.rows.label.cpu().numpy()
-    scenario = period.rows.scenario.cpu().numpy()
-    user = None
-    if schema.user is not None:
-        user = period.rows.fields[:, schema.column(schema.user)].cpu().numpy()
+    who = {"users": schema.user, "items": schema.item}
+    columns = {kind: schema.column(field) for kind, field in who.items() if field is not None}
+    label, scenario, *ids = (
+        torch.cat(parts).cpu().numpy()
+        for parts in zip(
+            *(
+                (rows.label, rows.scenario, *(rows.fields[:, j] for j in columns.values()))
+                for rows in period.parts()
+            ),
+            strict=True,
+        )
+    )
+    id_of = dict(zip(columns, ids, strict=True))
+    user = id_of.get("users")
     truth = None if period.truth is None else period.truth.cpu().numpy()
     groups: list[tuple[str, np.ndarray]] = [(POOLED, np.ones(len(label), dtype=bool))]
     groups += [(name, scenario == s) for s, name in enumerate(schema.scenarios)]
@@ -83,6 +103,15 @@ def measure(run: Run, schema: Schema, period: Period, logit: np.ndarray) -> list
         if name == POOLED:
             dead = float(has_collapsed(logit))
             found["collapsed"] = metrics.Measured(dead, *found["auc"][1:])
+            for kind, field in who.items():
+                if field is not None:
+                    first = known[schema.fields[field]]
+                    for word, part in (
+                        ("new", id_of[kind] >= first),
+                        ("known", (id_of[kind] > 0) & (id_of[kind] < first)),
+                    ):
+                        found[f"auc_{word}_{kind}"] = metrics.auc(logit[part], label[part])
+                        found[f"logloss_{word}_{kind}"] = metrics.logloss(logit[part], label[part])
         rows += [
             Row(*run, period.index, str(period.role), name, metric, *measured)
             for metric, measured in found.items()

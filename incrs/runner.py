@@ -17,7 +17,8 @@ import torch
 
 from incrs import results
 from incrs.dashboard import Timing, Watcher
-from incrs.data.stream import BatchLoader, History, PeriodStream
+from incrs.data.stream import History, PeriodStream
+from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule, clone
 from incrs.period import Period
@@ -30,9 +31,13 @@ log = logging.getLogger(__name__)
 TrainerMaker = Callable[..., L.Trainer]
 
 
-def seed_of(seed: int, period: int) -> int:
+LEARN_NEXT = 1
+"""Names the random numbers of what is learnt from D_{t+1}, apart from those of training on D_t."""
+
+
+def seed_of(seed: int, period: int, *purpose: int) -> int:
     """Return the seed of everything random in a period; so resume needs no saved random state."""
-    return int(np.random.SeedSequence([seed, period]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, period, *purpose]).generate_state(1)[0])
 
 
 class _Steps(L.Callback):
@@ -82,9 +87,11 @@ def make_trainer(maker: TrainerMaker, callbacks: list[L.Callback], epochs: int) 
     )
 
 
-def score(module: ScenarioModule, trainer: TrainerMaker, loader: BatchLoader) -> np.ndarray:
-    """Return the logits of the loader's rows in their order, (n,) float32."""
-    parts = make_trainer(trainer, [], 1).predict(module, loader)
+def score(
+    module: ScenarioModule, trainer: TrainerMaker, stream: PeriodStream, period: Period
+) -> np.ndarray:
+    """Return the logits of the period's rows in their order, (n,) float32."""
+    parts = make_trainer(trainer, [], 1).predict(module, stream.loader(period))
     return torch.cat(cast("list[torch.Tensor]", parts)).cpu().numpy()
 
 
@@ -99,11 +106,17 @@ def update(
 ) -> int:
     """Train the module on D_t as its updaters say; return the rows trained on, over all epochs."""
     warming_up = len(history) == stream.warmup
-    period = Period.concat(history[:]) if warming_up else history[-1]
+    news = history[:] if warming_up else history[-1:]
+    for one in news:
+        stream.roster.see(one)
+    period = Period.concat(news)
     for updater in module.updaters.values():
         period = updater.training_period(module, history, period)
     if not len(period):
         return 0
+    if not warming_up:
+        module.remember()
+    module.follow(stream.roster.admit())
     present: Weights = module.backbone.state_dict()
     weights = present
     for updater in module.updaters.values():
@@ -114,6 +127,20 @@ def update(
     module.learning_rate = None if anew else incremental_lr
     fit(module, period, epochs=warmup_epochs if anew else epochs)
     return len(period) * (warmup_epochs if anew else epochs)
+
+
+def losses_of(module: ScenarioModule, period: Period, updaters: Sequence[str]) -> list[float]:
+    """Return the loss of every step of the last fit.  Raises Mistake where one is not finite."""
+    losses = torch.stack(module.losses)
+    broken = (~losses.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        raise Mistake(
+            f"the training loss is not finite in period {period.index} ({period.name}), from step "
+            f"{broken[0] + 1} of {len(losses)} on, with updater {'+'.join(updaters)}: a smaller "
+            "optimizer.lr may prevent it; the periods before are kept"
+        )
+    found: list[float] = losses.tolist()
+    return found
 
 
 def run(
@@ -133,27 +160,43 @@ def run(
     starts from the initial weights; epochs: of the others.  incremental_lr: learning rate of those
     others, None for the optimizer's own.  Returns all rows of results.csv.
     """
-    done = folder.restore(module)
-    rows = [] if done is None else folder.rows_until(done + 1)
-    if done is not None:
-        module.remember()
+    done = folder.restore(module, stream.roster)
+    rows = [] if done is None else folder.rows_until(done.period + done.scored)
     fit = Fit(trainer, stream, watchers)
-    for history, following in stream.pairs(None if done is None else done + 1):
-        t, began = len(history) - 1, time.perf_counter()
-        fit.seed = seed_of(about.seed, t)
-        L.seed_everything(fit.seed, verbose=False)
-        trained = update(stream, module, history, fit, warmup_epochs, epochs, incremental_lr)
-        losses = torch.stack(module.losses).tolist() if trained else []
-        own: Weights = module.backbone.state_dict()
-        weights = own
-        for updater in module.updaters.values():
-            weights = updater.serving_weights(module, weights)
-        served, fitted, found = clone(weights), time.perf_counter(), list[Row]()
-        if following is not None:
+    for history, following in stream.pairs(None if done is None else done.period + done.scored):
+        t = len(history) - 1
+        learnt = done is not None and t == done.period
+        if learnt and following is None:
+            break  # no day has come since
+        timing = Timing(period=t, name=history[-1].name)
+        if learnt:
+            timing = folder.timing(t) or timing
+            module.serve(folder.read_serving(t + 1))
+        else:
+            began = time.perf_counter()
+            fit.seed = seed_of(about.seed, t)
+            L.seed_everything(fit.seed, verbose=False)
+            trained = update(stream, module, history, fit, warmup_epochs, epochs, incremental_lr)
+            losses = losses_of(module, history[-1], list(module.updaters)) if trained else []
+            own: Weights = module.backbone.state_dict()
+            weights = own
+            for updater in module.updaters.values():
+                weights = updater.serving_weights(module, weights)
             module.serve(None if weights is own else weights)
-            logit = score(module, trainer, stream.loader(following))
-            module.serve(None)
-            found = results.measure(about, stream.schema, following, logit)
+            served = clone(weights)
+            timing = timing._replace(fit_seconds=time.perf_counter() - began, rows_trained=trained)
+            for watcher in watchers:
+                watcher.period_learnt(losses, timing)
+        found: list[Row] = []
+        if following is not None:
+            began = time.perf_counter()
+            logit = score(module, trainer, stream, following)
+            found = results.measure(about, stream.schema, following, logit, stream.roster.known)
+            timing = timing._replace(
+                scored=following.name,
+                score_seconds=time.perf_counter() - began,
+                rows_scored=len(following),
+            )
             if results.has_collapsed(logit):
                 log.warning(
                     "the model has collapsed: its scores of period %d (%s) are all equal or not "
@@ -161,25 +204,19 @@ def run(
                     following.index,
                     following.name,
                 )
-        timing = Timing(
-            period=t,
-            name=history[-1].name,
-            scored="" if following is None else following.name,
-            fit_seconds=fitted - began,
-            score_seconds=time.perf_counter() - fitted,
-            rows_trained=trained,
-            rows_scored=0 if following is None else len(following),
-        )
+        module.serve(None)
         if following is not None:
+            fit.seed = seed_of(about.seed, t, LEARN_NEXT)
+            L.seed_everything(fit.seed, verbose=False)
             for updater in module.updaters.values():
                 updater.learn_next(module, history, following, fit)
-        module.remember()
+            for watcher in watchers:
+                watcher.period_scored(found, timing)
         rows += found
         with uninterrupted():
-            folder.write_serving(t + 1, served)
+            if not learnt:
+                folder.write_serving(t + 1, served, stream.roster)
             folder.write_results(rows)
             folder.add_timing(timing)
-            folder.save(t, module)
-        for watcher in watchers:
-            watcher.period_done(found, losses, timing)
+            folder.save(t, following is not None, module, stream.roster)
     return rows

@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from incrs.folder import RunFolder
 from incrs.models.base import Backbone
 from incrs.module import ScenarioModule
 from incrs.results import Run
+from incrs.roster import Roster
 from incrs.runner import make_trainer, run, seed_of
 from incrs.signals import Interrupted
 from incrs.updaters.base import Updater, check
@@ -72,6 +74,9 @@ def quiet() -> None:
 def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     """Check what can be checked before anything is read, and open the run folder's record."""
     checks = {"seed": 0, "batch_size": 1, "warmup_epochs": 1, "epochs": 1}
+    share = config.unknown_rate
+    if type(share) not in (int, float) or not 0 <= share < 1:
+        raise Mistake(f"unknown_rate={share}: give a number from 0 to below 1")
     for key, least in checks.items():
         if type(config[key]) is not int or config[key] < least:
             raise Mistake(f"{key}={config[key]}: give a whole number from {least}")
@@ -143,24 +148,29 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
         )
     source: Source = instantiate(config.data, _convert_="all")
     source.prepare()
-    if record.get("data", {}).get("fingerprint", source.fingerprint) != source.fingerprint:
+    before = record.get("data")
+    if before and before["fingerprint"] not in source.fingerprints[len(before["roles"]) - 1 :][:1]:
         raise Mistake(
-            f"resume={folder.path}: the log is not the one the run began with; "
-            f"start a new run, or give back the files of {config.data.get('path', 'the log')}"
+            f"resume={folder.path}: the log is not the one the run began with, nor that log with "
+            f"periods added behind; start a new run, or give back the files of "
+            f"{config.data.get('path', 'the log')}"
         )
     record["data"] = {
         "fingerprint": source.fingerprint,
         "roles": [str(role) for role in source.roles],
         "scenarios": list(source.schema.scenarios),
     }
-    stream = PeriodStream(source, config.batch_size)
+    schema = source.schema
+    roster = Roster(schema, config.vocabulary, config.admission, config.expiry)
+    stream = PeriodStream(source, config.batch_size, roster, config.unknown_rate)
     torch.manual_seed(seed_of(config.seed, 0))
-    backbone: Backbone = maker(config, "model")(schema=source.schema, seed=config.seed)
+    empty = replace(schema, vocabularies=dict.fromkeys(schema.vocabularies, 1))  # rows come later
+    backbone: Backbone = maker(config, "model")(schema=empty, seed=config.seed)
     module = ScenarioModule(
         backbone,
         updaters,
         optimizer,
-        len(source.schema.scenarios),
+        len(schema.scenarios),
         config.carry_optimizer,
     )
     folder.write_record(record)

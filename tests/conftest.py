@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from incrs.data.base import ListField, Schema, Source, assign_roles
 from incrs.models.base import Backbone, Output
+from incrs.models.layers import Embeddings, look_up
 from incrs.period import Batch, Period
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -29,8 +30,9 @@ class SmallSource(Source):
     """Random rows that can be learnt from; from period `noise_from` on, everything is noise."""
 
     def __init__(self, rows: int = 60, periods: int = 6, noise_from: int | None = None):
-        self.name, self.schema, self.fingerprint = "small", SCHEMA, "0"
+        self.name, self.schema = "small", SCHEMA
         self.roles = assign_roles(2, 1, None, periods, "data")
+        self.fingerprints = [str(t) for t in range(periods)]
         self.rows, self.noise_from = rows, noise_from
 
     def read(self, t: int) -> Period:
@@ -57,13 +59,13 @@ class SmallBackbone(Backbone):
     def __init__(self, schema: Schema = SCHEMA, seed: int = 0):
         super().__init__()
         torch.manual_seed(seed)
-        self.embedding = nn.ModuleDict({"item": nn.Embedding(31, 4), "user": nn.Embedding(21, 4)})
+        self.embedding = Embeddings(schema, 4, seed)
         self.shared = nn.Linear(9, 5)
         self.specific = nn.Embedding(len(schema.scenarios), 5)
 
     def forward(self, batch: Batch, representations: bool = False) -> Output:
-        user = self.embedding["user"](batch.fields[:, 0])
-        item = self.embedding["item"](batch.fields[:, 1])
+        user = look_up(self.embedding.table("user"), batch.fields[:, 0])
+        item = look_up(self.embedding.table("item"), batch.fields[:, 1])
         shared = torch.tanh(self.shared(torch.cat([user, item, batch.numbers], 1)))
         specific = shared * self.specific(batch.scenario)
         if representations:

@@ -11,6 +11,8 @@ from incrs import metrics, results
 from incrs.results import POOLED, Row, Run
 from tests.conftest import SCHEMA, SmallSource
 
+NAMES = ("auc", "logloss", "gauc")
+KNOWN = {"user": 15, "item": 31}
 ABOUT = Run("0a1b2c3d", "small", "star", "incmsr", 3)
 
 
@@ -18,17 +20,33 @@ def measured(logit: np.ndarray | None = None) -> list[Row]:
     period = SmallSource().read(3)
     if logit is None:
         logit = np.random.default_rng(0).normal(size=len(period)).astype(np.float32)
-    return results.measure(ABOUT, SCHEMA, period, logit)
+    return results.measure(ABOUT, SCHEMA, period, logit, KNOWN)
 
 
 def test_every_scenario_and_the_pool_are_measured() -> None:
     rows = measured()
     assert list(dict.fromkeys(row.scenario for row in rows)) == [POOLED, "home", "search", "feed"]
     names = [row.metric for row in rows if row.scenario == POOLED]
-    assert names == ["auc", "logloss", "gauc", "oracle_auc", "oracle_logloss", "collapsed"]
+    split = [
+        f"{m}_{w}_{k}" for k in ("users", "items") for w in ("new", "known") for m in NAMES[:2]
+    ]
+    assert names == [*NAMES, "oracle_auc", "oracle_logloss", "collapsed", *split]
     pooled = next(row for row in rows if row.metric == "auc")
     assert pooled.rows == sum(r.rows for r in rows if r.metric == "auc" and r.scenario != POOLED)
     assert (pooled.period, pooled.role) == (3, "test")
+
+
+def test_new_users_are_measured_apart_from_known_ones() -> None:
+    period = SmallSource().read(3)
+    user, label = period.rows.fields[:, 0].numpy(), period.rows.label.numpy()
+    logit = np.random.default_rng(0).normal(size=len(period)).astype(np.float32)
+    found = {row.metric: row[-3:] for row in measured(logit) if row.scenario == POOLED}
+    new, known = user >= 15, (user > 0) & (user < 15)
+    assert found["auc_new_users"] == metrics.auc(logit[new], label[new])
+    assert found["logloss_known_users"] == metrics.logloss(logit[known], label[known])
+    assert found["auc_new_items"] == (None, 0, 0)
+    both = found["auc_new_users"][1] + found["auc_known_users"][1]
+    assert both == len(period) - (user == 0).sum() < len(period)
 
 
 def test_a_scenario_is_measured_on_its_own_rows() -> None:

@@ -16,27 +16,34 @@ from safetensors.torch import load_file
 from incrs import metrics
 from incrs.dashboard import LossCsv, Timing, Watcher
 from incrs.data.stream import PeriodStream
+from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule
 from incrs.period import Period
 from incrs.results import POOLED, Row, Run
+from incrs.roster import Roster
 from incrs.runner import Fit, run, seed_of
 from incrs.updaters.base import Fit as FitType
 from incrs.updaters.base import Updater, Weights
 from incrs.updaters.finetune import Finetune
-from tests.conftest import SmallBackbone, SmallSource
+from tests.conftest import SCHEMA, SmallBackbone, SmallSource
 
 ABOUT = Run("0", "small", "small", "test", 7)
 CPU = partial(L.Trainer, accelerator="cpu")
 
 
 def go(
-    folder: Path, updater: Updater | None = None, watchers: Sequence[Watcher] = (), lr: float = 0.01
+    folder: Path,
+    updater: Updater | None = None,
+    watchers: Sequence[Watcher] = (),
+    lr: float = 0.01,
+    periods: int = 6,
+    roster: Roster | None = None,
 ) -> list[Row]:
     module = ScenarioModule(
         SmallBackbone(), {"one": updater or Finetune()}, partial(torch.optim.Adam, lr=lr), 3
     )
-    stream = PeriodStream(SmallSource(), 16)
+    stream = PeriodStream(SmallSource(periods=periods), 16, roster, unknown_rate=0.01)
     return run(stream, module, CPU, RunFolder(folder), ABOUT, watchers)
 
 
@@ -49,7 +56,7 @@ def test_every_period_after_the_warm_up_is_scored_once_in_order(tmp_path: Path) 
 
 
 def test_a_score_is_that_of_the_serving_weights_written_for_the_period(tmp_path: Path) -> None:
-    rows = go(tmp_path)
+    rows = go(tmp_path, roster=Roster(SCHEMA, "fixed"))
     for t in range(2, 6):
         model = SmallBackbone()
         model.load_state_dict(load_file(tmp_path / f"serving/period={t:04d}.safetensors"))
@@ -96,10 +103,22 @@ def test_a_collapsed_model_is_warned_of_marked_and_survived(
     assert "collapsed: its scores of period 2 (day 2)" in caplog.text
 
 
-def test_a_model_that_diverges_is_marked_and_survived(tmp_path: Path) -> None:
-    rows = go(tmp_path, lr=float("inf"))
-    assert [r.value for r in rows if r.metric == "collapsed"] == [1.0] * 4
-    assert all(r.value is None for r in rows if r.metric == "auc")
+def test_a_loss_that_is_no_number_names_period_step_and_updaters(tmp_path: Path) -> None:
+    with pytest.raises(
+        Mistake, match=r"period 1 \(day 1\), from step 2 of 16 on, with updater one"
+    ):
+        go(tmp_path, lr=float("inf"))
+
+
+def test_a_day_that_came_later_is_scored_and_learnt_to_the_same_bytes(tmp_path: Path) -> None:
+    whole = go(tmp_path / "whole", Recorder())
+    for periods in (2, 3, 3, 5, 6):
+        rows = go(tmp_path / "daily", Recorder(), periods=periods)
+    assert rows == whole
+    for name in ("results.csv", *(f"serving/period={t:04d}.safetensors" for t in range(2, 7))):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "daily" / name).read_bytes()
+    timings = json.loads((tmp_path / "daily" / "run.json").read_text())["timings"]
+    assert [t["scored"] for t in timings] == ["day 2", "day 3", "day 4", "day 5", ""]
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -158,9 +177,12 @@ class Told(Watcher):
     def step_done(self) -> None:
         self.steps += 1
 
-    def period_done(self, rows: Sequence[Row], losses: Sequence[float], timing: Timing) -> None:
+    def period_learnt(self, losses: Sequence[float], timing: Timing) -> None:
         self.timings.append(timing)
         self.losses += losses
+
+    def period_scored(self, rows: Sequence[Row], timing: Timing) -> None:
+        self.timings[-1] = timing
 
 
 def test_watchers_are_told_of_steps_losses_and_periods(tmp_path: Path) -> None:

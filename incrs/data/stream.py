@@ -6,7 +6,7 @@ for history, following in stream.pairs():
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import overload
 
@@ -14,7 +14,8 @@ import lightning as L
 import torch
 
 from incrs.data.base import Source
-from incrs.period import Batch, Period, Role
+from incrs.period import Batch, Period, Role, Stored, joined
+from incrs.roster import Roster
 
 
 class History(Sequence[Period]):
@@ -43,38 +44,118 @@ class History(Sequence[Period]):
 class BatchLoader:
     """Cuts a period into batches gathered from its packed rows; a new order in every epoch.
 
-    period: the rows.  size: rows in a batch, the last one may be shorter.  seed: of the orders, or
-    None to keep the rows' own order.  Lightning asks for `len` and iterates once an epoch.
+    period: the rows, as rows of the tables.  size: rows in a batch, the last one may be shorter.
+    seed: of the orders, or None to keep the rows' own order.  unknown_rate: share of all fields'
+    values that a shuffled batch has replaced by 0, the unknown, so that its row is trained.
+    translate: applied to the rows, whole or, where they stay on disk, part by part.
+    buffer: rows on disk are shuffled by parts, and among so many rows at once.
+    Lightning asks for `len` and iterates once an epoch.
     """
 
-    def __init__(self, period: Period, size: int, seed: int | None = None):
-        self.period, self.size = period, size
+    def __init__(
+        self,
+        period: Period,
+        size: int,
+        seed: int | None = None,
+        unknown_rate: float = 0.0,
+        translate: Callable[[Batch], Batch] | None = None,
+        buffer: int = 1 << 20,
+    ):
+        self.period, self.size, self.buffer = period, size, buffer
+        self._unknown = unknown_rate
+        self._translate = translate or (lambda rows: rows)
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self._whole = None
+        if isinstance(period.content, Batch):
+            self._whole = self._translate(period.content)
 
     def __len__(self) -> int:
         return -(-len(self.period) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        rows, count = self.period.rows, len(self.period)
+        blocks = self._blocks() if self._whole is None else iter([self._whole])
         if self._generator is None:
-            for start in range(0, count, self.size):
-                yield rows.take(slice(start, start + self.size))
+            for rows in blocks:
+                for start in range(0, len(rows.label), self.size):
+                    yield rows.take(slice(start, start + self.size))
             return
-        order = torch.randperm(count, generator=self._generator)
-        for where in order.split(self.size):
-            yield rows.take(where)
+        rest: Batch | None = None  # what did not fill a batch yet
+        for block, last in _marked(blocks):
+            rows = block if rest is None else joined([rest, block])
+            order = torch.randperm(len(rows.label), generator=self._generator)
+            parts = list(order.split(self.size))
+            rest = None
+            if not last and len(parts[-1]) < self.size:
+                rest = rows.take(parts.pop())
+            for where in parts:
+                yield self._forgetful(rows.take(where))
+
+    def _blocks(self) -> Iterator[Batch]:
+        """Yield the rows on disk, `buffer` at a time in whole batches, or part by part in order."""
+        content = self.period.content
+        assert isinstance(content, Stored)
+        if self._generator is None:
+            yield from map(
+                self._translate, self._even(map(content.read, range(len(content.sizes))))
+            )
+            return
+        held: list[Batch] = []
+        order = torch.randperm(len(content.sizes), generator=self._generator).tolist()
+        for i in order:
+            held.append(self._translate(content.read(i)))
+            if sum(len(part.label) for part in held) >= self.buffer:
+                yield joined(held)
+                held = []
+        if held:
+            yield joined(held)
+
+    def _even(self, parts: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the parts' rows in order, in blocks of whole batches."""
+        rest: Batch | None = None
+        for part, last in _marked(parts):
+            rows = part if rest is None else joined([rest, part])
+            whole = len(rows.label) if last else len(rows.label) // self.size * self.size
+            if whole:
+                yield rows.take(slice(0, whole))
+            rest = rows.take(slice(whole, None)) if whole < len(rows.label) else None
+
+    def _forgetful(self, rows: Batch) -> Batch:
+        """Return a batch of its own with some of its fields' values unknown."""
+        cells = round(self._unknown * rows.fields.numel())
+        if cells:
+            where = torch.randint(rows.fields.numel(), (cells,), generator=self._generator)
+            rows.fields.view(-1)[where] = 0
+        return rows
+
+
+def _marked(items: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Yield each item and whether it is the last."""
+    held = next(items, None)
+    while held is not None:
+        following = next(items, None)
+        yield held, following is None
+        held = following
 
 
 class PeriodStream(L.LightningDataModule):
     """The periods of a source in time order; a period is handed out only once it has come.
 
-    source: a prepared Source.  batch_size: rows in a batch of training.
+    source: a prepared Source.  batch_size: rows in a batch of training.  roster: which ids have rows
+    in the tables; the loaders translate.  unknown_rate: share of the fields' values that training
+    reads as unknown, in [0, 1).
     """
 
-    def __init__(self, source: Source, batch_size: int):
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        roster: Roster | None = None,
+        unknown_rate: float = 0.0,
+    ):
         super().__init__()
         self.schema, self.roles = source.schema, list(source.roles)
-        self.batch_size = batch_size
+        self.batch_size, self.unknown_rate = batch_size, unknown_rate
+        self.roster = Roster(source.schema) if roster is None else roster
         self._load = lru_cache(maxsize=self.warmup + 2)(source.read)
 
     @property
@@ -94,4 +175,5 @@ class PeriodStream(L.LightningDataModule):
 
     def loader(self, period: Period, seed: int | None = None) -> BatchLoader:
         """Return batches of the period: shuffled by `seed`, or in the rows' order for scoring."""
-        return BatchLoader(period, self.batch_size, seed)
+        rate = 0.0 if seed is None else self.unknown_rate
+        return BatchLoader(period, self.batch_size, seed, rate, self.roster.translate)

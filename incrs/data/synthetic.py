@@ -133,11 +133,12 @@ class SyntheticSource(Source):
         bias = np.array([calibrated(logit[where == s], rate) for s, rate in rates])
         later = islice(days, len(self.roles) - self._pretrain)
         self._periods = self._encoded(chain(warmup, later), bias)
-        digest = hashlib.sha256(repr(self.schema).encode())
+        meaning = replace(self.schema, vocabularies=dict.fromkeys(self.schema.vocabularies, 0))
+        digest, self.fingerprints = hashlib.sha256(repr(meaning).encode()), []
         for rows, truth in ((period.rows, period.truth) for period in self._periods):
             for column in (*rows[:1], *rows.lists.values(), *rows[2:], truth):
                 digest.update(np.ascontiguousarray(column).data)
-        self.fingerprint = digest.hexdigest()
+            self.fingerprints.append(digest.hexdigest()[:32])
 
     def read(self, t: int) -> Period:
         """Return period t, 0 <= t < len(roles), with the true click probabilities as `truth`."""
@@ -193,6 +194,6 @@ class SyntheticSource(Source):
         scale[scale == 0] = 1
         scaled = [torch.from_numpy((values - mean) / scale).float() for values in numbers]
         return [
-            replace(period, rows=period.rows._replace(numbers=values))
+            replace(period, content=period.rows._replace(numbers=values))
             for period, values in zip(periods, scaled, strict=True)
         ]

@@ -2,8 +2,10 @@
 
 THIS ROOM holds backbones: plain networks that give a row of the log a click logit.
 YOU WRITE a `Backbone` whose parameters live under `embedding`, `shared` and `specific`, with a
-`forward` that returns an `Output`; one file, one yaml in `conf/model/`, one test.
-YOU GET every updater, every log, resume and scoring; `layers.py` has embeddings and towers.
+`forward` that returns an `Output`; one file, one yaml in `conf/model/`, one test. What it keeps of
+single ids lies in `Tables`.
+YOU GET every updater, every log, tables that grow with the log, resume and scoring; `layers.py` has
+embeddings and towers.
 YOU MAY NOT meet Lightning, Hydra or an updater, keep anything between two calls but parameters and
 batch-norm statistics, or leave a parameter without gradient when a scenario is absent from a batch.
 """
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from incrs import together
 from incrs.period import Batch
 
 
@@ -33,6 +36,26 @@ class Output(NamedTuple):
     specific: Tensor | None = None
 
 
+class Tables(nn.Module, ABC):
+    """Parameters with a row for each id of a vocabulary; the rows come and go with the ids.
+
+    names: vocabulary -> its key in `tables`.  tables: key -> (rows, ...); row 0 is the unknown's.
+    sparse: True where the tables' gradients hold the rows of the batch alone, for an optimizer that
+    updates no others.
+    """
+
+    names: dict[str, str]
+    tables: nn.ParameterDict
+    sparse: bool = False
+
+    @abstractmethod
+    def initial(self, vocabulary: str, ids: Tensor, rows: int) -> Tensor:
+        """Return the initial rows of `ids` (n,) in a table of `rows` rows: (n, ...).
+
+        A row depends on the seed, the vocabulary and its id, and on nothing random besides.
+        """
+
+
 class Backbone(nn.Module, ABC):
     """A network from rows to click logits, under `embedding`, `shared` and `specific`."""
 
@@ -40,10 +63,22 @@ class Backbone(nn.Module, ABC):
     shared: nn.Module
     specific: nn.Module
 
+    def tables(self) -> dict[str, tuple[Tables, str]]:
+        """Return the name of each parameter that is a table -> the `Tables` it is in, its vocabulary."""
+        return {
+            f"{prefix}.tables.{key}": (module, vocabulary)
+            for prefix, module in self.named_modules()
+            if isinstance(module, Tables)
+            for vocabulary, key in module.names.items()
+        }
+
     @abstractmethod
     def forward(self, batch: Batch, representations: bool = False) -> Output:
         """Score B rows; fill `Output.shared` and `.specific` only where `representations`."""
 
     def loss(self, batch: Batch, output: Output) -> Tensor:
-        """Return the training loss, a scalar: mean binary cross-entropy over the rows."""
-        return F.binary_cross_entropy_with_logits(output.logit, batch.label)
+        """Return the training loss, a scalar: mean binary cross-entropy over the rows.
+
+        Where several processes train together: this one's share of it, see `together`.
+        """
+        return together.mean(F.binary_cross_entropy_with_logits, output.logit, batch.label)

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from incrs.data.base import Schema
 from incrs.errors import Mistake
+from incrs.models.base import Tables
 from incrs.period import Batch
 
 INITIALISATIONS = ("small", "glorot")
+BLOCK = 1 << 14
+"""Initial rows are drawn in blocks of at most so many."""
 JOINED = 1024
 """Tables of at most so many rows are joined for look-up."""
 
@@ -33,6 +36,20 @@ def uniforms(seed: int, name: str, start: int, stop: int, size: int) -> Tensor:
     spare = start * size % 4
     drawn = np.random.Generator(stream).random(spare + (stop - start) * size)[spare:]
     return torch.from_numpy(drawn.clip(2.0**-54, 1 - 2.0**-53)).view(stop - start, size)
+
+
+def uniforms_of(seed: int, name: str, ids: Tensor, size: int) -> Tensor:
+    """Draw the rows `ids` (n,) of the endless table (seed, name): (n, size)."""
+    drawn = torch.empty(len(ids), size, dtype=torch.float64)
+    rising, order = ids.sort()
+    blocks = torch.div(rising, BLOCK, rounding_mode="floor")
+    at = 0
+    for count in torch.unique_consecutive(blocks, return_counts=True)[1].tolist():
+        wanted, where = rising[at : at + count], order[at : at + count]
+        first, last = int(wanted[0]), int(wanted[-1])
+        drawn[where] = uniforms(seed, name, first, last + 1, size)[wanted - first]
+        at += count
+    return drawn
 
 
 def look_up(table: Tensor, ids: Tensor) -> Tensor:
@@ -51,14 +68,13 @@ def pool(table: Tensor, ids: Tensor) -> Tensor:
     return torch.bmm(share.unsqueeze(1), look_up(table, ids)).squeeze(1)
 
 
-class Embeddings(nn.Module):
+class Embeddings(Tables):
     """One table per vocabulary, and the input (B, width) that a row's ids and numbers make.
 
     Columns: fields in the schema's order, lists (averaged) in the schema's order, numbers as they
     are, and last the scenario's embedding where `scenario_field`.
     initialisation: `small` draws N(0, .01^2); `glorot` draws U(-l, l), l = sqrt(6 / (rows + size)).
     Id 0 of a field is *unknown* and has a row like any other; id 0 in a list is padding.
-    tables: vocabulary's parameter name (see `names`) -> (ids, size).
     """
 
     def __init__(
@@ -82,20 +98,23 @@ class Embeddings(nn.Module):
         vocabularies = [name for name in schema.vocabularies if name in used]
         self.names = parameter_names(vocabularies)
         self.tables = nn.ParameterDict(
-            {self.names[v]: self.rows(v, 0, schema.vocabularies[v]) for v in vocabularies}
+            {
+                self.names[v]: self.initial(v, torch.arange(rows), rows)
+                for v, rows in schema.vocabularies.items()
+                if v in used
+            }
         )
         scenarios = len(schema.scenarios)
-        self.scenario = (
-            nn.Parameter(self.rows(":scenario", 0, scenarios)) if scenario_field else None
-        )
+        scenario = self.initial(":scenario", torch.arange(scenarios), scenarios)
+        self.scenario = nn.Parameter(scenario) if scenario_field else None
         embedded = len(self.fields) + len(self.lists) + scenario_field
         self.width = size * embedded + len(schema.numbers)
 
-    def rows(self, vocabulary: str, start: int, stop: int) -> Tensor:
-        """Return the initial rows start .. stop-1 of a table of `stop` rows: (stop-start, size)."""
-        drawn = uniforms(self.seed, vocabulary, start, stop, self.size)
+    def initial(self, vocabulary: str, ids: Tensor, rows: int) -> Tensor:
+        """Return the initial rows of `ids` (n,) in a table of `rows` rows: (n, size)."""
+        drawn = uniforms_of(self.seed, vocabulary, ids, self.size)
         if self.initialisation == "glorot":
-            return ((2 * drawn - 1) * (6 / (stop + self.size)) ** 0.5).float()
+            return ((2 * drawn - 1) * (6 / (rows + self.size)) ** 0.5).float()
         return (0.01 * torch.special.ndtri(drawn)).float()
 
     def table(self, vocabulary: str) -> Tensor:

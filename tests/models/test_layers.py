@@ -40,20 +40,26 @@ def test_rows_differ_by_seed_and_vocabulary():
 
 def test_initial_rows_appended_later_are_those_of_a_longer_table():
     embeddings = Embeddings(SCHEMA, 10, seed=1)
-    whole = embeddings.rows("item", 0, 3001)
+    whole = embeddings.initial("item", torch.arange(40_001), 40_001)
     assert torch.equal(whole[:20], embeddings.table("item"))
-    assert torch.equal(whole[20:], embeddings.rows("item", 20, 3001))
+    later = torch.tensor([31, 40_000, 20, 16_384, 16_383])
+    assert torch.equal(whole[later], embeddings.initial("item", later, 25))
 
 
 def test_tables_start_as_small_normal_numbers():
-    table = Embeddings(SCHEMA, 10, seed=1).rows("user", 0, 20_000).double().flatten()
+    table = (
+        Embeddings(SCHEMA, 10, seed=1)
+        .initial("user", torch.arange(20_000), 20_000)
+        .double()
+        .flatten()
+    )
     assert scipy.stats.kstest(table.numpy(), "norm", args=(0, 0.01)).pvalue > 0.01
 
 
 def test_glorot_tables_are_uniform_within_the_limit():
     embeddings = Embeddings(SCHEMA, 10, seed=1, scenario_field=True, initialisation="glorot")
     limit = (6 / (20_000 + 10)) ** 0.5
-    table = embeddings.rows("user", 0, 20_000).double().flatten()
+    table = embeddings.initial("user", torch.arange(20_000), 20_000).double().flatten()
     assert scipy.stats.kstest(table.numpy(), "uniform", args=(-limit, 2 * limit)).pvalue > 0.01
     assert 0.5 < embeddings.scenario.abs().max() <= (6 / 13) ** 0.5
 
