@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from incrs import together
 from incrs.data.base import Schema
 from incrs.models.base import Backbone, Output
 from incrs.models.layers import MLP, ByScenario, Embeddings, check_widths, dense, randomness
@@ -27,7 +28,8 @@ class ScenarioNorm(nn.Module):
     scenario's own rows: of the batch in training, running ones in evaluation and where the batch has
     fewer than two rows of the scenario. The first batches of a scenario are averaged plainly (weight
     1/n) until that is less than `momentum`: inputs of .01 would otherwise meet a running variance that
-    still remembers its start at 1.
+    still remembers its start at 1. Where several processes train together the batch is that of all of
+    them, and the running moments are equal in all.
     gamma, beta, mean, variance: (S, width).  batches: (S,), how many batches the running moments saw.
     """
 
@@ -47,6 +49,10 @@ class ScenarioNorm(nn.Module):
     def forward(self, parts: Sequence[Tensor], gamma: Tensor, beta: Tensor) -> list[Tensor]:
         """Normalise slices (b_s, width); gamma, beta (width,) are what all scenarios share."""
         scales, shifts = (gamma * self.gamma).unbind(), (beta + self.beta).unbind()
+        if self.training and not together.alone():
+            mean, variance = self.by_batches(parts)
+            moments = mean.unbind(), (variance + self.eps).unbind()
+            return list(map(normalise, parts, *moments, scales, shifts))
         out = []
         for p, (part, scale, shift) in enumerate(zip(parts, scales, shifts, strict=True)):
             if self.training and len(part) > 1:
@@ -67,6 +73,22 @@ class ScenarioNorm(nn.Module):
             self.mean[p].lerp_(mean, weight)
             self.variance[p].lerp_(variance, weight)
         return out
+
+    def by_batches(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the moments (S, width) that all processes' rows are normalised with, and remember them."""
+        sizes = self.mean.new_tensor([[len(part)] for part in parts])  # (S, 1)
+        total, count = together.summed(torch.stack([part.sum(0) for part in parts]), sizes)
+        mean = total / count.clamp(min=1)
+        squares = [(part - m).square().sum(0) for part, m in zip(parts, mean.unbind(), strict=True)]
+        (square,) = together.summed(torch.stack(squares))
+        variance, enough = square / count.clamp(min=1), count > 1
+        with torch.no_grad():
+            self.batches.add_(enough.squeeze(1))
+            weight = self.batches.to(mean.dtype).reciprocal().clamp(min=self.momentum).unsqueeze(1)
+            weight = torch.where(enough, weight, 0)
+            self.mean.lerp_(mean, weight)
+            self.variance.lerp_(square / (count - 1).clamp(min=1), weight)
+        return torch.where(enough, mean, self.mean), torch.where(enough, variance, self.variance)
 
 
 class Centre(nn.Module):

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from incrs import together
 from incrs.errors import Mistake
 from incrs.models.base import Output
 from incrs.module import ScenarioModule
@@ -17,9 +18,10 @@ from incrs.updaters.base import Updater
 def distillation(logit: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean cross-entropy of the scores against the teacher's probabilities; a scalar.
 
+    Where several processes train together: this one's share of it.
     logit, teacher: (B,) logits of the model and of the previous model on the same rows.
     """
-    return F.binary_cross_entropy_with_logits(logit, teacher.sigmoid())
+    return together.mean(F.binary_cross_entropy_with_logits, logit, teacher.sigmoid())
 
 
 class IncCTR(Updater):

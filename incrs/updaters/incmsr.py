@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from incrs import together
 from incrs.errors import Mistake
 from incrs.models.base import Output
 from incrs.module import ScenarioModule
@@ -54,11 +55,13 @@ def metric_terms(
     A distance between scenarios i and j is the mean over i's rows of the distance to f(j), the
     summary of j's rows in M_t; terms are means over the ordered pairs of scenarios in the batch, the
     time term over the scenarios in it. squeeze, margin, normalize: see IncMSR.
+    Where several processes train together the batch is that of all of them: scenarios, counts and
+    summaries are its own, and the terms are this process's share, its own rows' part of those means.
     """
     member = F.one_hot(scenario, scenarios).to(now[0].dtype)  # (B, S)
-    count = member.sum(0)  # (S,)
+    (count,) = together.summed(member.sum(0))  # (S,)
     present = (count > 0).to(member.dtype)
-    share = member / count.clamp(min=1)  # column i averages over i's rows
+    share = member / count.clamp(min=1)  # a product with column i averages over i's rows
     pairs = present.unsqueeze(1) * present.unsqueeze(0) * (1 - torch.eye(scenarios).to(member))
     pairs = pairs / pairs.sum().clamp(min=1)  # weights of the ordered pairs i != j, (S, S)
 
@@ -66,20 +69,21 @@ def metric_terms(
         now = (F.normalize(now[0], dim=1), F.normalize(now[1], dim=1))
         before = (F.normalize(before[0], dim=1), F.normalize(before[1], dim=1))
 
-    def summary(z: Tensor) -> Tensor:
-        centroid = share.T @ z  # (S, H)
+    centroids = together.summed(share.T @ now[0], share.T @ now[1])  # (S, H), (S, K)
+
+    def summary(centroid: Tensor) -> Tensor:
         return centroid if squeeze == "centroid" else centroid.mean(1, keepdim=True)
 
     def apart(distance: Tensor) -> Tensor:
         return -distance if margin is None else F.relu(margin - distance)
 
-    shared = summary(now[0])
+    shared = summary(centroids[0])
     scenario_term = (pairs * (share.T @ distances(now[0], shared))).sum()
     same = share.T @ distances(before[0], shared)  # (S, S); the diagonal pairs i with itself
     time_term = (present * same.diagonal()).sum() / present.sum().clamp(min=1)
     time_scenario_term = torch.zeros_like(time_term)
     if now[1].shape[1]:
-        specific = summary(now[1])
+        specific = summary(centroids[1])
         scenario_term = (
             scenario_term + (pairs * (share.T @ apart(distances(now[1], specific)))).sum()
         )
@@ -141,7 +145,7 @@ class IncMSR(Updater):
         self._norm_at_start: float | None = None
 
     def penalty(self, module: ScenarioModule, batch: Batch, output: Output) -> Tensor | None:
-        """Return weight * L_ML; None in the warm-up or at weight 0."""
+        """Return weight * L_ML, this process's share of it; None in the warm-up or at weight 0."""
         before = module.previous_output(batch)
         if before is None or self.weight == 0:
             return None
@@ -166,11 +170,13 @@ class IncMSR(Updater):
         """Say so when the specific representations have grown out of proportion (see `margin`)."""
         if self._last is None or not self._last[0].shape[1]:
             return
-        now, before = (specific.norm(dim=1).mean().item() for specific in self._last)
+        lengths = torch.stack([specific.norm(dim=1).sum() for specific in self._last])
+        lengths, rows = together.summed(lengths, lengths.new_tensor([len(self._last[0])]))
+        now, before = (lengths / rows).tolist()
         self._last = None
         if self._norm_at_start is None:
             self._norm_at_start = before
-        if now > 10 * self._norm_at_start:
+        if now > 10 * self._norm_at_start and together.first():
             log.warning(
                 "incmsr: the specific representations are %.0f times as long as after the warm-up, "
                 "the model is diverging; updater.incmsr.margin=1 bounds them",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from incrs.models.star import STAR
+from incrs.models.star import STAR, normalise
 from tests.models.toy import SCHEMA, agrees, doubled, numpy_weights, relu, roughen, row_input, rows
 
 EPS, MOMENTUM = 1e-3, 0.3
@@ -127,3 +127,29 @@ def test_a_field_that_is_constant_for_a_day_is_not_blown_up_on_the_next():
     today = model(batch).logit
     batch.fields[:, column] = 2
     assert (model(batch).logit - today).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_the_moments_of_several_processes_are_those_of_one(scenario):
+    ours, theirs = (copy.deepcopy(star().specific.norm).train() for _ in range(2))
+    random = torch.Generator().manual_seed(0)
+    which = torch.tensor(scenario)
+    for _ in range(5):
+        rows_ = torch.randn(12, ours.mean.shape[1], generator=random).double() + 100
+        parts = [rows_[which == p].requires_grad_() for p in range(3)]
+        one = torch.ones(ours.mean.shape[1]).double()
+        mean, variance = ours.by_batches(parts)
+        out = [
+            normalise(part, m, v + EPS, gamma, beta)
+            for part, m, v, gamma, beta in zip(
+                parts, mean, variance, ours.gamma, ours.beta, strict=True
+            )
+        ]
+        expected = theirs(parts, one, 0 * one)
+        pull = torch.randn(12, len(one), generator=random).double()
+        gradients = [
+            torch.autograd.grad((torch.cat(found) * pull).sum(), parts) for found in (out, expected)
+        ]
+        torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-9, atol=1e-9)

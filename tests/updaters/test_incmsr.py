@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from incrs import together
 from incrs.errors import Mistake
 from incrs.updaters.incmsr import IncMSR, metric_terms
 
@@ -127,3 +128,15 @@ def test_specific_representations_that_run_away_are_warned_of_also_after_a_resum
         again._last, updater = updater._last, again
         updater.on_train_end(None, None)  # type: ignore[arg-type]
         assert ("11 times as long as after the warm-up" in caplog.text) == (now == 11.0)
+
+
+def test_of_several_processes_only_the_first_warns(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in (False, True):
+        monkeypatch.setattr(together, "first", lambda first=first: first)
+        updater = IncMSR()
+        updater._last = (torch.full((2, 3), 20.0), torch.ones(2, 3))
+        updater.on_train_end(None, None)  # type: ignore[arg-type]
+        assert updater.state_dict() == {"norm_at_start": pytest.approx(3**0.5)}
+        assert ("20 times as long" in caplog.text) == first
