@@ -95,9 +95,10 @@ class Wandb(Watcher):
     None leaves it to W&B's own settings.  timeout: seconds to wait for W&B at most: at the start, then
     for each call; above 0.
 
-    Charts are over `period`: the period scored, for losses and seconds the one trained on. A run that
-    goes on continues its W&B run; periods told again are logged again, and the later line holds. The
-    table `results/periods` and the means in the summary are those of results.csv.
+    Charts are over `period`: the one scored, and for `loss/train` and `seconds/fit` the one trained on.
+    A run that goes on continues its W&B run; periods told again are logged again, and the later point
+    holds. The table `results/periods` and the means over test periods (`test_auc/all`, ...) are read
+    from results.csv when the run finishes.
 
     Where W&B cannot be reached a run is logged offline, and where it is lost later the run goes on
     without it; either is said once. Raises Mistake where wandb is missing or refuses a setting.

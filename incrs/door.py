@@ -29,6 +29,11 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 """The configuration: inside the package once installed, beside it in a checkout."""
 
 
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+FIRST = not any(int(os.environ.get(name, "0")) for name in RANKS)
+"""Whether this process speaks for all those that train together, by what its launcher says."""
+
+
 class _Stop(BaseException):
     """Ends the command from inside a job; Hydra lets it pass."""
 
@@ -47,17 +52,40 @@ def run_folder(resume: str | None, fresh: str) -> str:
         raise Mistake(
             f"resume={resume}: there is no run.json in that folder, so no run to go on with"
         )
-    folder, number = Path(fresh), 1
-    while True:
-        try:
-            folder.mkdir(parents=True)
-            return str(folder)
-        except FileExistsError:
-            number += 1
-            folder = Path(f"{fresh}-{number}")
+
+    def claim() -> str:
+        folder, number = Path(fresh), 1
+        while True:
+            try:
+                folder.mkdir(parents=True)
+                return str(folder)
+            except FileExistsError:
+                number += 1
+                folder = Path(f"{fresh}-{number}")
+
+    return agreed(claim, "run")
+
+
+def agreed(choose: Callable[[], str], what: str) -> str:
+    """Return what the first of the processes that torchrun started chooses, in all of them."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return choose()
+    from torch.distributed import TCPStore
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    key = f"incrs/{os.environ['TORCHELASTIC_RUN_ID']}/{what}"
+    if FIRST:
+        store.set(key, choose())
+    return str(store.get(key).decode())
+
+
+def sweep_folder(fresh: str) -> str:
+    """Return the folder of a sweep, the same in all processes."""
+    return agreed(lambda: fresh, "sweep")
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
 
 
 def enter(job: Callable[[DictConfig], None]) -> None:
@@ -123,7 +151,9 @@ def maker(config: DictConfig, key: str) -> Callable[..., Any]:
 
 
 def tell(sentence: str) -> None:
-    """Print a mistake to standard error."""
+    """Print a mistake to standard error, once where several processes train together."""
+    if not FIRST:
+        return
     print(f"incrs: {sentence}", file=sys.stderr, flush=True)
 
 

@@ -8,15 +8,19 @@
     checkpoint/period=0006-scored/  what training on period 7 starts from; only the last is kept.
                                     `-scored` where period 7 had come and was scored
     curves.png, losses.csv          for people
+    wandb.json, wandb/              the run's name at Weights & Biases and its files, where it is asked for
 
 Everything is written whole or not at all, so a run killed at any moment can go on.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +30,7 @@ from torch import Tensor
 
 from incrs import results
 from incrs.dashboard import Timing
+from incrs.errors import Mistake
 from incrs.module import ScenarioModule
 from incrs.results import Row, replace_text
 from incrs.roster import Roster
@@ -44,6 +49,25 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep the folder for this process while inside.  Raises Mistake where another one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / ".lock"
+        with file.open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if file.stat().st_ino != os.fstat(handle.fileno()).st_ino:
+                    raise FileNotFoundError  # its last owner just took it away
+            except (BlockingIOError, FileNotFoundError):
+                raise Mistake(
+                    f"{self.path}: another process is working on this run; wait for it, or stop it"
+                ) from None
+            try:
+                yield
+            finally:
+                file.unlink()
 
     @property
     def results(self) -> Path:

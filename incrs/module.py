@@ -11,8 +11,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from incrs import together
+from incrs.errors import Mistake
 from incrs.models.base import Backbone, Output
 from incrs.period import Batch
 from incrs.updaters.base import Updater, Weights, overrides
@@ -49,6 +52,13 @@ class ScenarioModule(L.LightningModule):
         self.learning_rate: float | None = None  # of the next fit; None: the optimizer's own
         self.losses: list[Tensor] = []  # one scalar a step, on the device, of the last fit
         self._make_optimizer, self._carry = optimizer, carry_optimizer
+        tried = optimizer([nn.Parameter(torch.zeros(1))])
+        self._sparse: bool = getattr(tried, "wants_sparse_gradients", False)
+        for table, _ in tables.values():
+            table.sparse = self._sparse
+        if self._sparse:  # DDP averages dense gradients alone: see on_before_optimizer_step
+            names = [f"backbone.{name}" for name in tables]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
         self._representations = any(u.wants_representations for u in self.updaters.values())
         self._through = [u for u in self.updaters.values() if overrides(u, "training_weights")]
         self._penalties = [u for u in self.updaters.values() if overrides(u, "penalty")]
@@ -115,7 +125,7 @@ class ScenarioModule(L.LightningModule):
         """Go on from weights and optimizer state that were saved with the rows of these ids."""
         for name, (tables, vocabulary) in self.backbone.tables().items():
             tables.tables[tables.names[vocabulary]] = nn.Parameter(weights[name].clone())
-        self.backbone.load_state_dict(weights)
+        self.backbone.load_state_dict(weights, assign=True)  # in their own precision
         self.optimizer_state, self.ids = optimizer_state, dict(ids)
 
     def previous_output(self, batch: Batch) -> Output | None:
@@ -133,7 +143,11 @@ class ScenarioModule(L.LightningModule):
         self._serving = weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch with every updater's penalty added."""
+        """Return the loss of a batch with every updater's penalty added.
+
+        Among several processes each returns its share times their number, for what they do with the
+        gradients is to average them; `losses` keeps the share.
+        """
         if self._through:
             weights: Weights = {
                 **dict(self.backbone.named_parameters()),
@@ -150,7 +164,7 @@ class ScenarioModule(L.LightningModule):
             if penalty is not None:
                 loss = loss + penalty
         self.losses.append(loss.detach())
-        return loss
+        return loss if together.alone() else together.processes() * loss
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the logits of a batch, (B,), through the serving weights."""
@@ -175,9 +189,23 @@ class ScenarioModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Bring the previous model to the device; start the record of losses."""
+        if self._sparse and self.trainer.gradient_clip_val is not None:
+            raise Mistake(
+                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: the gradients that this "
+                "optimizer works with are sparse, and PyTorch clips dense ones alone: leave it out, or "
+                "choose another optimizer"
+            )
         if self.previous is not None:
             self.previous.to(self.device)
         self.losses = []
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Average the tables' gradients over the processes where DDP was told to leave them alone."""
+        if self._sparse and not together.alone():
+            tables = [self.backbone.get_parameter(name) for name in self.backbone.tables()]
+            held = {table: table.grad for table in tables if table.grad is not None}
+            for table, mean in zip(held, together.averaged(list(held.values())), strict=True):
+                table.grad = mean
 
     def on_train_end(self) -> None:
         """Keep the optimizer's state for the next fit, and drop what belonged to the last step."""

@@ -15,7 +15,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from incrs import results
+from incrs import results, together
 from incrs.dashboard import Timing, Watcher
 from incrs.data.stream import History, PeriodStream
 from incrs.errors import Mistake
@@ -91,8 +91,14 @@ def score(
     module: ScenarioModule, trainer: TrainerMaker, stream: PeriodStream, period: Period
 ) -> np.ndarray:
     """Return the logits of the period's rows in their order, (n,) float32."""
-    parts = make_trainer(trainer, [], 1).predict(module, stream.loader(period))
-    return torch.cat(cast("list[torch.Tensor]", parts)).cpu().numpy()
+    loader = stream.loader(period)
+    parts = make_trainer(trainer, [], 1).predict(module, loader)
+    logit = torch.cat(cast("list[torch.Tensor]", parts))
+    if not together.alone():
+        mine, logit = logit, logit.new_zeros(len(period))
+        logit[loader.positions().to(logit.device)] = mine
+        (logit,) = together.summed(logit)
+    return logit.cpu().numpy()
 
 
 def update(
@@ -131,7 +137,7 @@ def update(
 
 def losses_of(module: ScenarioModule, period: Period, updaters: Sequence[str]) -> list[float]:
     """Return the loss of every step of the last fit.  Raises Mistake where one is not finite."""
-    losses = torch.stack(module.losses)
+    (losses,) = together.summed(torch.stack(module.losses))
     broken = (~losses.isfinite()).nonzero().flatten().tolist()
     if broken:
         raise Mistake(
@@ -213,6 +219,8 @@ def run(
             for watcher in watchers:
                 watcher.period_scored(found, timing)
         rows += found
+        if not together.first():
+            continue
         with uninterrupted():
             if not learnt:
                 folder.write_serving(t + 1, served, stream.roster)

@@ -16,22 +16,26 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from incrs import console, report, show
+from incrs.dashboard import Watcher
 from incrs.data.base import Source
 from incrs.data.stream import PeriodStream
-from incrs.door import enter, maker
+from incrs.door import FIRST, enter, maker
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.models.base import Backbone
@@ -42,10 +46,10 @@ from incrs.runner import make_trainer, run, seed_of
 from incrs.signals import Interrupted
 from incrs.updaters.base import Updater, check
 
-ELSEWHERE = {"path", "store", "trainer", "logger", "resume", "seed"}
+ELSEWHERE = {"path", "store", "download", "archives", "help", "trainer", "logger", "resume", "seed"}
 """Settings that say where and how a run is computed, not what: they are no part of its name."""
 
-finished: list[Path] = []
+done: list[Path] = []
 """The folders of the runs that this command has finished."""
 
 SECRET = re.compile(r"api_?key|token|secret|password", re.IGNORECASE)
@@ -54,14 +58,14 @@ SECRET = re.compile(r"api_?key|token|secret|password", re.IGNORECASE)
 def main(config: DictConfig) -> None:
     """Run one configuration, or go on with the one in `resume`."""
     quiet()
-    if config.resume is None:
-        folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-        record = begin(config, folder)
-    else:
-        folder = RunFolder(Path(config.resume))
-        record = go_on(folder)
-        config = OmegaConf.create(record["config"])
-    execute(config, folder, record)
+    folder = RunFolder(Path(config.resume or HydraConfig.get().runtime.output_dir))
+    with folder.claimed() if FIRST else nullcontext():
+        if config.resume is None:
+            record = begin(config, folder)
+        else:
+            record = go_on(folder)
+            config = OmegaConf.create(record["config"])
+        execute(config, folder, record)
 
 
 def quiet() -> None:
@@ -69,6 +73,9 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+    if not FIRST:
+        logging.disable()
+        console.terminal.quiet = True
 
 
 def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
         )
     if type(config.carry_optimizer) is not bool:
         raise Mistake(f"carry_optimizer={config.carry_optimizer}: give true or false")
-    if folder.record:
+    if folder.record and FIRST:
         raise Mistake(
             f"{folder.path} holds a run already: give resume={folder.path} to go on with it"
         )
@@ -139,13 +146,14 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     optimizer, trainer = maker(config, "optimizer"), maker(config, "trainer")
     try:
         optimizer([torch.nn.Parameter(torch.zeros(1))])
-        devices = make_trainer(trainer, [], 1).world_size
+        check_processes(make_trainer(trainer, [], 1))
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise Mistake(f"optimizer or trainer: their settings are not accepted: {error}") from None
-    if devices != 1:
-        raise Mistake(
-            f"trainer.devices={config.trainer.devices}: a run trains on one device; give 1"
-        )
+    loggers: list[Watcher] = [
+        instantiate(one, folder=str(folder.path), _convert_="all")
+        for one in (config.logger or {}).values()
+        if FIRST
+    ]
     source: Source = instantiate(config.data, _convert_="all")
     source.prepare()
     before = record.get("data")
@@ -173,10 +181,14 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
         len(schema.scenarios),
         config.carry_optimizer,
     )
-    folder.write_record(record)
-    watchers = [console.Progressing(about, len(stream.roles)), *instantiate_loggers(config, folder)]
-    began = time.perf_counter()
+    watchers = loggers
+    if FIRST:
+        folder.write_record(record)
+        watchers = [console.Progressing(about, len(stream.roles)), *loggers]
+    began, finished = time.perf_counter(), False
     try:
+        for watcher in watchers:
+            watcher.run_begins()
         rows = run(
             stream,
             module,
@@ -188,13 +200,15 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
             epochs=config.epochs,
             incremental_lr=config.incremental_lr,
         )
+        finished = True
     except Interrupted:
-        for watcher in watchers:
-            watcher.run_ends()
         console.line(f"stopped; to go on: python -m incrs.train resume={folder.path}")
         raise
-    for watcher in watchers:
-        watcher.run_ends()
+    finally:
+        for watcher in watchers:
+            watcher.run_ends(finished)
+    if not FIRST:
+        return
     record = folder.record | {"finished": True}
     record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - began
     folder.write_record(record)
@@ -203,12 +217,26 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
         show.show_run(rows, about, scored)
     show.draw_curves(rows, folder.path / "curves.png")
     console.line(f"everything is in {folder.path}")
-    finished.append(folder.path)
+    done.append(folder.path)
 
 
-def instantiate_loggers(config: DictConfig, folder: RunFolder) -> list[Any]:
-    """Return the watchers that `logger` names."""
-    return [instantiate(one, folder=str(folder.path)) for one in (config.logger or {}).values()]
+def check_processes(trainer: L.Trainer) -> None:
+    """Raise Mistake where several processes would not train as one."""
+    if trainer.world_size == 1:
+        return
+    if not isinstance(trainer.strategy, DDPStrategy):
+        raise Mistake(
+            f"trainer.devices={trainer.num_devices}: several devices train as one under "
+            "trainer.strategy=ddp alone; give trainer=ddp"
+        )
+    launcher = trainer.strategy.cluster_environment
+    by_itself = launcher is None or not launcher.creates_processes_externally
+    if HydraConfig.get().mode is RunMode.MULTIRUN and by_itself:
+        raise Mistake(
+            f"-m with trainer.devices={trainer.num_devices}: the processes of a sweep's runs must be "
+            "started together, or each would train another configuration: start the command by "
+            "torchrun or a launcher that starts every process, or leave out -m"
+        )
 
 
 def digest(config: Mapping[Any, Any]) -> str:
@@ -241,5 +269,5 @@ def without_secret(override: str) -> str:
 
 if __name__ == "__main__":
     enter(main)
-    if len(finished) > 1:
-        report.show_summary(report.find_runs(finished))
+    if len(done) > 1:
+        report.show_summary(report.find_runs(done))

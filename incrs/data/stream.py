@@ -13,6 +13,7 @@ from typing import overload
 import lightning as L
 import torch
 
+from incrs import together
 from incrs.data.base import Source
 from incrs.period import Batch, Period, Role, Stored, joined
 from incrs.roster import Roster
@@ -49,7 +50,8 @@ class BatchLoader:
     values that a shuffled batch has replaced by 0, the unknown, so that its row is trained.
     translate: applied to the rows, whole or, where they stay on disk, part by part.
     buffer: rows on disk are shuffled by parts, and among so many rows at once.
-    Lightning asks for `len` and iterates once an epoch.
+    Lightning asks for `len` and iterates once an epoch. Several processes get a slice each of every
+    batch, which has no rows where a batch has fewer than there are processes.
     """
 
     def __init__(
@@ -72,12 +74,18 @@ class BatchLoader:
     def __len__(self) -> int:
         return -(-len(self.period) // self.size)
 
+    def positions(self) -> torch.Tensor:
+        """Return the rows that this process gets to see when they come in their own order."""
+        batches = torch.arange(len(self.period)).split(self.size)
+        return torch.cat([batch[_mine(len(batch))] for batch in batches])
+
     def __iter__(self) -> Iterator[Batch]:
         blocks = self._blocks() if self._whole is None else iter([self._whole])
         if self._generator is None:
             for rows in blocks:
                 for start in range(0, len(rows.label), self.size):
-                    yield rows.take(slice(start, start + self.size))
+                    own = _mine(min(self.size, len(rows.label) - start))
+                    yield rows.take(slice(start + own.start, start + own.stop))
             return
         rest: Batch | None = None  # what did not fill a batch yet
         for block, last in _marked(blocks):
@@ -88,7 +96,8 @@ class BatchLoader:
             if not last and len(parts[-1]) < self.size:
                 rest = rows.take(parts.pop())
             for where in parts:
-                yield self._forgetful(rows.take(where))
+                own = _mine(len(where))
+                yield self._forgetful(rows.take(where[own]), len(where), own)
 
     def _blocks(self) -> Iterator[Batch]:
         """Yield the rows on disk, `buffer` at a time in whole batches, or part by part in order."""
@@ -119,13 +128,27 @@ class BatchLoader:
                 yield rows.take(slice(0, whole))
             rest = rows.take(slice(whole, None)) if whole < len(rows.label) else None
 
-    def _forgetful(self, rows: Batch) -> Batch:
-        """Return a batch of its own with some of its fields' values unknown."""
-        cells = round(self._unknown * rows.fields.numel())
+    def _forgetful(self, rows: Batch, count: int, own: slice) -> Batch:
+        """Return a batch of its own with some of its fields' values unknown.
+
+        rows: those at `own` of a batch of `count`, whose unknown values do not depend on `own`.
+        """
+        width = rows.fields.shape[1]
+        cells = round(self._unknown * count * width)
         if cells:
-            where = torch.randint(rows.fields.numel(), (cells,), generator=self._generator)
+            where = torch.randint(count * width, (cells,), generator=self._generator)
+            where = where - own.start * width
+            where = where[(where >= 0) & (where < rows.fields.numel())]
             rows.fields.view(-1)[where] = 0
         return rows
+
+
+def _mine(count: int) -> slice:
+    """Return which of `count` rows of a batch are this process's."""
+    each, more = divmod(count, together.processes())
+    rank = together.rank()
+    start = rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more))
 
 
 def _marked(items: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:

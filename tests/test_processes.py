@@ -1,0 +1,159 @@
+"""Two processes that train as one: the numbers of one process, also after a kill and a resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from incrs import results
+from tests.test_train import command, run_folders, train, wait_for
+
+UPDATERS = ["batch", "finetune", "frozen", "incctr", "incmsr"]
+LOG = [
+    "data.rows_per_period=6000",
+    "data.users=600",
+    "data.items=300",
+    "data.periods=11",
+    "batch_size=1500",
+    "trainer.precision=64-true",  # in 32 bits Adam makes much of the last digit of a gradient near 0
+]
+TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the run folder of every updater, run by one process."""
+    where = tmp_path_factory.mktemp("alone")
+    done = train(where, "-m", f"updater={','.join(UPDATERS)}", *LOG)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(UPDATERS, run_folders(where), strict=True))
+
+
+def assert_same(ours: Path, theirs: Path, weight: float = 1e-9) -> None:
+    rows = [results.read(folder / "results.csv") for folder in (ours, theirs)]
+    for one, other in zip(*rows, strict=True):
+        assert one[:9] == other[:9]
+        assert one[10:] == other[10:]
+        if one.value is None or other.value is None:
+            assert one.value is other.value
+        elif one.metric == "logloss" or (one.metric, one.scenario) == ("auc", "all"):
+            assert one.value == pytest.approx(other.value, abs=1e-6)
+    names = [
+        sorted(path.name for path in (folder / "serving").iterdir()) for folder in (ours, theirs)
+    ]
+    assert names[0] == names[1]
+    for name in names[0]:
+        a, b = (load_file(folder / "serving" / name) for folder in (ours, theirs))
+        assert list(a) == list(b)
+        for key, value in a.items():
+            assert value.shape == b[key].shape
+            if value.numel():
+                assert (value - b[key]).abs().max() <= weight, (name, key)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+@pytest.mark.parametrize("updater", UPDATERS)
+def test_two_processes_killed_and_resumed_give_the_numbers_of_one(
+    updater: str, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = [f"updater={updater}", *LOG, *TWO]
+    process = subprocess.Popen(command(arguments), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    folder = wait_for(tmp_path, 2, process)
+    others = children_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(others) == 1
+    deadline = time.monotonic() + 60
+    while not all(map(gone, others)):
+        assert time.monotonic() < deadline, "the second process outlived the first"
+        time.sleep(0.1)
+    done = train(tmp_path, f"resume={folder}")
+    assert done.returncode == 0, done.stderr
+    assert run_folders(tmp_path) == [folder]
+    assert_same(alone[updater], folder)
+
+
+def test_in_single_precision_they_agree_as_far_as_it_goes(tmp_path: Path) -> None:
+    for name, arguments in (("one", []), ("two", TWO)):
+        (tmp_path / name).mkdir()
+        done = train(tmp_path / name, *LOG, *arguments, "trainer.precision=32-true")
+        assert done.returncode == 0, done.stderr
+    assert_same(*(run_folders(tmp_path / name)[0] for name in ("one", "two")), weight=1e-5)
+
+
+def test_torchrun_starts_the_processes_of_a_sweep_together(
+    alone: dict[str, Path], tmp_path: Path
+) -> None:
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    sweep = ["-m", "updater=incmsr,incctr", *LOG, *TWO]
+    done = subprocess.run(
+        [*launcher, "-m", "incrs.train", *sweep],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = run_folders(tmp_path)
+    assert_same(alone["incmsr"], first)
+    assert_same(alone["incctr"], second)
+    assert done.stdout.count("means over seeds and test periods") == 1
+
+
+def test_a_sweep_that_would_start_processes_of_its_own_is_refused(tmp_path: Path) -> None:
+    done = train(tmp_path, "-m", "seed=0,1", *LOG, *TWO)
+    assert done.returncode == 2
+    assert "-m with trainer.devices=2" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not run_folders(tmp_path)
+
+
+def test_ctrl_c_ends_both_processes_with_one_line(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(["updater=finetune", *LOG, *TWO]),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = wait_for(tmp_path, 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert printed.count(f"resume={folder}") == 1
+    assert "Traceback" not in errors
+    assert train(tmp_path, f"resume={folder}").returncode == 0
