@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,9 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 FIRST = not any(int(os.environ.get(name, "0")) for name in RANKS)
 """Whether this process speaks for all those that train together, by what its launcher says."""
+
+
+PARENT = os.getppid()
 
 
 class _Stop(BaseException):
@@ -110,6 +114,10 @@ def enter(job: Callable[[DictConfig], None]) -> None:
             tell(sentence)
             remove_empty(folder)
             raise _Stop(2) from None
+        except Exception:
+            if FIRST or not _orphaned():
+                raise
+            raise _Stop(1) from None
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(guarded)()
@@ -126,6 +134,16 @@ def enter(job: Callable[[DictConfig], None]) -> None:
             raise
         tell(sentence)
         sys.exit(2)
+
+
+def _orphaned() -> bool:
+    """Return whether the process that started this one ends within seconds; it has told why."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if os.getppid() != PARENT:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def remove_empty(folder: Path) -> None:

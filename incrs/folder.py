@@ -103,7 +103,7 @@ class RunFolder:
 
     def read_serving(self, period: int) -> Weights:
         """Return the weights that serve `period`."""
-        return load_file(self.path / "serving" / f"period={period:04d}.safetensors")
+        return _load(self.path / "serving" / f"period={period:04d}.safetensors")
 
     def write_serving(self, period: int, weights: Weights, roster: Roster) -> None:
         """Write the weights that serve `period` and, where it is not the row's number, each row's id."""
@@ -144,7 +144,7 @@ class RunFolder:
         if not found:
             return None
         roster.load_state_dict(_read(found[-1] / "roster"))
-        weights = load_file(found[-1] / "backbone.safetensors")
+        weights = _load(found[-1] / "backbone.safetensors")
         optimizer_state = _pack_optimizer(_read(found[-1] / "optimizer"))
         sizes = {v: len(weights[name]) for name, (_, v) in module.backbone.tables().items()}
         ids = {name: ids[: sizes.get(name)] for name, ids in roster.ids.items()}
@@ -166,6 +166,11 @@ class RunFolder:
         results.write(self.results, rows)
 
 
+def _load(file: Path) -> dict[str, Tensor]:
+    """Read tensors into memory of their own, for how it is aligned can move a last digit."""
+    return {name: value.clone() for name, value in load_file(file).items()}
+
+
 def _plain(weights: Weights) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
 
@@ -180,7 +185,7 @@ def _write(stem: Path, state: Mapping[str, Any]) -> None:
 
 def _read(stem: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(stem.with_suffix(".json").read_text())
-    return state | load_file(stem.with_suffix(".safetensors"))
+    return state | _load(stem.with_suffix(".safetensors"))
 
 
 def _unpack_optimizer(state: Mapping[str, Any] | None) -> dict[str, Any]:

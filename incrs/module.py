@@ -124,7 +124,7 @@ class ScenarioModule(L.LightningModule):
     ) -> None:
         """Go on from weights and optimizer state that were saved with the rows of these ids."""
         for name, (tables, vocabulary) in self.backbone.tables().items():
-            tables.tables[tables.names[vocabulary]] = nn.Parameter(weights[name].clone())
+            tables.tables[tables.names[vocabulary]] = nn.Parameter(weights[name])
         self.backbone.load_state_dict(weights, assign=True)  # in their own precision
         self.optimizer_state, self.ids = optimizer_state, dict(ids)
 

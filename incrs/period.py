@@ -64,10 +64,14 @@ def joined(parts: Sequence[Batch]) -> Batch:
 
 
 class Stored(NamedTuple):
-    """Rows that stay on disk and are read part by part: the i-th has sizes[i] rows."""
+    """Rows that stay on disk and are read part by part: the i-th has sizes[i] rows.
+
+    buffer: how many rows may be in memory at once, to be shuffled.
+    """
 
     sizes: Sequence[int]
     read: Callable[[int], Batch]
+    buffer: int
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,10 @@ class Period:
             if isinstance(period.content, Batch):
                 sources.append((len(period), partial(_same, period.content)))
             else:
-                sizes, read = period.content
+                sizes, read, _ = period.content
                 sources += [(size, partial(read, i)) for i, size in enumerate(sizes)]
-        content = Stored([size for size, _ in sources], lambda i: sources[i][1]())
+        buffer = max(p.content.buffer for p in periods if isinstance(p.content, Stored))
+        content = Stored([size for size, _ in sources], lambda i: sources[i][1](), buffer)
         return replace(periods[-1], content=content, truth=truth)
 
 

@@ -145,7 +145,7 @@ def test_growing_and_fixed_score_rows_of_known_ids_the_same(backbone, updater, t
             model = backbone_of(backbone, source.schema).eval()
             weights = load_file(tmp_path / vocabulary / f"serving/period={t:04d}.safetensors")
             module = ScenarioModule(model, {}, adam(), 2)
-            module.restore(weights, None, {})
+            module.restore({name: w.clone() for name, w in weights.items()}, None, {})
             with torch.no_grad():
                 logits[vocabulary] = model(roster.translate(source.read(t).rows)).logit
         rows, sizes = source.read(t).rows, {v: len(i) for v, i in rosters["growing"].ids.items()}

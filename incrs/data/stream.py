@@ -48,8 +48,8 @@ class BatchLoader:
     period: the rows, as rows of the tables.  size: rows in a batch, the last one may be shorter.
     seed: of the orders, or None to keep the rows' own order.  unknown_rate: share of all fields'
     values that a shuffled batch has replaced by 0, the unknown, so that its row is trained.
-    translate: applied to the rows, whole or, where they stay on disk, part by part.
-    buffer: rows on disk are shuffled by parts, and among so many rows at once.
+    translate: applied to the rows, whole or, where they stay on disk, part by part. Those on disk are
+    shuffled in two ways: their parts, and the rows of as many parts as the buffer holds.
     Lightning asks for `len` and iterates once an epoch. Several processes get a slice each of every
     batch, which has no rows where a batch has fewer than there are processes.
     """
@@ -61,9 +61,8 @@ class BatchLoader:
         seed: int | None = None,
         unknown_rate: float = 0.0,
         translate: Callable[[Batch], Batch] | None = None,
-        buffer: int = 1 << 20,
     ):
-        self.period, self.size, self.buffer = period, size, buffer
+        self.period, self.size = period, size
         self._unknown = unknown_rate
         self._translate = translate or (lambda rows: rows)
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -100,7 +99,7 @@ class BatchLoader:
                 yield self._forgetful(rows.take(where[own]), len(where), own)
 
     def _blocks(self) -> Iterator[Batch]:
-        """Yield the rows on disk, `buffer` at a time in whole batches, or part by part in order."""
+        """Yield the rows on disk: shuffled parts, as many as the buffer holds, or whole batches in order."""
         content = self.period.content
         assert isinstance(content, Stored)
         if self._generator is None:
@@ -112,7 +111,7 @@ class BatchLoader:
         order = torch.randperm(len(content.sizes), generator=self._generator).tolist()
         for i in order:
             held.append(self._translate(content.read(i)))
-            if sum(len(part.label) for part in held) >= self.buffer:
+            if sum(len(part.label) for part in held) >= content.buffer:
                 yield joined(held)
                 held = []
         if held:

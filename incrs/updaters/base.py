@@ -58,7 +58,10 @@ class Updater(L.Callback):
         return weights
 
     def penalty(self, module: ScenarioModule, batch: Batch, output: Output) -> Tensor | None:
-        """Return a scalar that is added to the loss of a batch of D_t, or None."""
+        """Return a scalar that is added to the loss of a batch of D_t, or None.
+
+        Where several processes train as one, this process's share of it (see `incrs.together`).
+        """
         return None
 
     def serving_weights(self, module: ScenarioModule, weights: Weights) -> Weights:
