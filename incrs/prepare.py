@@ -1,5 +1,7 @@
 """The door that prepares a log once: `python -m incrs.prepare data=kuairand data.path=...`.
 
+python -m incrs.prepare data=kuairand data.download=true  fetch the public archive, then prepare it
+
 Training does the same when it is needed; this shows what came out before any model is trained.
 """
 

@@ -55,13 +55,20 @@ class Source(ABC):
     """A log cut into periods. `prepare` is called once before anything else is asked.
 
     name: what results call this log.  schema: see Schema.  roles: one Role for each period.
-    fingerprint: hexadecimal digest; two logs with the same rows and schema have the same one.
+    fingerprints: a hexadecimal digest for each period, of its rows, of all before them and of what
+    they mean: two logs have the same fingerprints[t] where they agree up to period t, whatever
+    comes later.
     """
 
     name: str
     schema: Schema
     roles: Sequence[Role]
-    fingerprint: str
+    fingerprints: Sequence[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the whole log."""
+        return self.fingerprints[-1]
 
     def prepare(self) -> None:  # noqa: B027 - nothing to prepare is a fine answer
         """Make the log ready to be read: reuse what is prepared already, else do the work.
@@ -79,19 +86,20 @@ def assign_roles(
 ) -> list[Role]:
     """Return the role of each period: `pretrain` first, then `tune`, then `test` (None: the rest).
 
-    Periods beyond the three are left out. `where` names the setting in an error message.
+    Periods beyond the three are left out. With None a log may begin with its warm-up alone and be
+    fed period by period. `where` names the setting in an error message.
     Raises Mistake when there are fewer periods than the roles ask for.
     """
     if pretrain < 1:
         raise Mistake(f"{where}.pretrain={pretrain}: at least one period is needed for the warm-up")
     if tune < 0 or (test is not None and test < 0):
         raise Mistake(f"{where}.tune={tune}, {where}.test={test}: neither may be negative")
-    asked = pretrain + tune + (1 if test is None else test)
+    asked = pretrain if test is None else pretrain + tune + test
     if periods < asked:
         most = "null" if test is None else test
         raise Mistake(
             f"the log has {periods} periods but {where}.pretrain={pretrain}, {where}.tune={tune} and "
             f"{where}.test={most} ask for at least {asked}: lower one of them or give more of the log"
         )
-    rest = periods - pretrain - tune if test is None else test
-    return [Role.PRETRAIN] * pretrain + [Role.TUNE] * tune + [Role.TEST] * rest
+    end = periods if test is None else asked
+    return ([Role.PRETRAIN] * pretrain + [Role.TUNE] * tune + [Role.TEST] * periods)[:end]

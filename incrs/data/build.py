@@ -1,17 +1,18 @@
-"""A declared log into a prepared store: raw files -> staged rows -> one file a period -> ids.
+"""A declared log's new files into new periods of its store: raw files -> rows by period -> ids.
 
-Files are streamed twice; after that one period at a time is in memory.
+Files are read piece by piece, each row goes to its period's folder, and then one period at a time is
+in memory: what grows is the ids. A first preparation is one that goes on from nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import date
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -20,45 +21,40 @@ from incrs.data.columns import missing_column, resolve
 from incrs.data.cut import by_count, by_day, by_hours, ordered
 from incrs.data.declaration import HISTORY, Declaration
 from incrs.data.encode import Encoder
-from incrs.data.scan import (
-    DAY,
-    LABEL,
-    ROW,
-    SCENARIO,
-    TIME,
-    local_time,
-    open_file,
-    parse_label,
-    parse_time,
-    text,
-)
-from incrs.data.store import write_period, write_rest
+from incrs.data.raw import columns_of
+from incrs.data.rows import Scenarios, read_rows, scenario_index
+from incrs.data.scan import ROW, TIME
+from incrs.data.store import Store, write_period, write_rest
 from incrs.errors import Mistake
 
 PERIOD = "__period__"
-FOREVER = np.iinfo(np.int64).max
 
 
 def build(
     log: Declaration,
     files: Sequence[Path],
     side_files: Sequence[Sequence[Path]],
-    sources: Sequence[Mapping[str, Any]],
+    old: Store | None,
     new: Path,
     room: Path,
-) -> None:
-    """Write the prepared store of `log` into `new`, with temporary files in `room`."""
+) -> list[Mapping[str, Any]]:
+    """Write what the rows of `files` add to the store `old` into `new`; return all periods' entries.
+
+    room: a folder for temporary files.  Raises Mistake when the files do not fit the declaration or
+    what is written already.
+    """
     own, side_tables = resolve(log, files, side_files)
-    try:
-        _stage(log, files, own).sink_parquet(room / "log.parquet")
-    except pl.exceptions.PolarsError as error:
-        every = ", ".join(file.name for file in files)
-        raise Mistake(f"{every} cannot be read: {str(error).splitlines()[0]}") from error
-    rows = pl.scan_parquet(room / "log.parquet")
-    _check_rows(log, files, rows)
-    rows, scenarios = _scenarios(log, rows)
-    names, starts = _split(log, rows, room / "periods")
-    keep_from = [*np.minimum.accumulate(starts[::-1])[::-1][1:].tolist(), FOREVER]
+    for file in files:
+        held = columns_of(file, log.separator)
+        for column in own:
+            if column not in held:
+                raise missing_column(column, "data.files", [file], held)
+    scenarios = Scenarios(log, old)
+    kept = ((file, scenarios.keep(frame)) for file, frame in read_rows(log, files, own))
+    parts = _split(log, kept, room)
+    scenario_names = scenarios.names()
+    names = ordered(list(parts))
+    _check_periods(log, files, names, parts, old)
 
     encoder = Encoder(
         fields=log.single_fields,
@@ -73,21 +69,27 @@ def build(
         history=log.history,
         negatives=log.negatives,
         seed=log.negatives_seed,
-        candidates=_all_items(log, room / "periods") if log.negatives_from == "all" else None,
+        candidates=_all_items(log, parts) if log.negatives_from == "all" else None,
     )
+    periods = list(old.periods) if old else []
+    if old:
+        known = {name: old.vocabulary(name)["value"] for name in encoder.vocabularies}
+        encoder.restore(known, old.state(encoder.state()))
     console = Console(stderr=True)
-    periods = []
-    for t, name in track(
-        list(enumerate(names)),
+    for name in track(
+        names,
         description=f"preparing {log.name}",
         console=console,
         transient=True,
         disable=not console.is_terminal,
     ):
-        raw = pl.read_parquet(room / "periods" / f"{PERIOD}={t}").sort(TIME, ROW)
-        encoded = encoder.encode(t, raw, keep_from[t])
-        entry = write_period(new, t, name, encoded, log.single_fields, log.numeric)
-        periods.append(entry | {"known": {v: len(ids) for v, ids in encoder.vocabularies.items()}})
+        raw = pl.concat(pl.read_parquet(file) for file in parts[name].files).sort(TIME, ROW)
+        rows = encoder.encode(len(periods), raw.with_columns(scenario_index(log, scenario_names)))
+        entry = write_period(new, len(periods), name, rows, log.single_fields, log.numeric)
+        sizes = {each: len(ids) for each, ids in encoder.vocabularies.items()}
+        periods.append(entry | {"known": sizes})
+        for file in parts[name].files:
+            file.unlink()
 
     lists = {name: ListField(name, log.multivalued_length) for name in log.multivalued}
     if log.history and log.item:
@@ -97,137 +99,99 @@ def build(
         fields={name: name for name in log.single_fields},
         lists=lists,
         numbers=list(log.numeric),
-        scenarios=scenarios,
+        scenarios=scenario_names,
         user=log.user,
         item=log.item,
     )
-    write_rest(new, schema, sources, periods, encoder.vocabularies)
+    write_rest(new, schema, periods, encoder.vocabularies, encoder.state())
+    return periods
 
 
-def _stage(log: Declaration, files: Sequence[Path], own: Sequence[str]) -> pl.LazyFrame:
-    """Return the rows of all files between start and end: own columns as text, time, day, label."""
-    parts = []
-    for file in files:
-        lazy = open_file(file, log.separator)
-        schema = lazy.collect_schema()
-        for column in own:
-            if column not in schema:
-                raise missing_column(column, "data.files", [file], schema.names())
-        label = parse_label(log.label, log.label_threshold) if log.label else pl.lit(1.0)
-        time = parse_time(log.time, schema[log.time], log.time_unit, log.timezone)
-        columns = [text(column, log.null_values) for column in own]
-        parts.append(lazy.select(*columns, time.alias(TIME), label.alias(LABEL)))
-    rows = pl.concat(parts).with_row_index(ROW)
-    clock = local_time(log.timezone)
-    day = clock.dt.date()
-    if log.day:
-        moment = pl.col(log.day).str.strip_chars().str.to_datetime(log.day_format, strict=False)
-        day = moment.dt.date()
-    rows = rows.with_columns(day.alias(DAY))
-    # a day that did not parse stays, to be complained about
-    if log.start:
-        rows = rows.filter((pl.col(DAY) >= date.fromisoformat(str(log.start))).fill_null(True))
-    if log.end:
-        rows = rows.filter((pl.col(DAY) <= date.fromisoformat(str(log.end))).fill_null(True))
-    parts_of_day = {"hour": clock.dt.hour(), "weekday": clock.dt.weekday()}
-    return rows.with_columns(
-        parts_of_day[name].cast(pl.String).alias(name) for name in log.time_fields
-    )
+class _Part(NamedTuple):
+    """The rows of one period: the folder and files they lie in, the raw files they came from."""
+
+    folder: Path
+    files: list[Path]
+    sources: list[Path]
 
 
-def _check_rows(log: Declaration, files: Sequence[Path], rows: pl.LazyFrame) -> None:
-    """Raise Mistake when there is no row, or one whose time, day or label does not read."""
-    bad_time, bad_day = pl.col(TIME).is_null(), pl.col(DAY).is_null()
-    bad_label = ~pl.col(LABEL).is_in([0.0, 1.0]).fill_null(False)
-    found = rows.select(
-        pl.len().alias("rows"),
-        bad_time.sum().alias("time"),
-        bad_day.sum().alias("day"),
-        bad_label.sum().alias("label"),
-    )
-    counts = found.collect(engine="streaming").row(0, named=True)
-    if counts["rows"] == 0:
-        names = ", ".join(file.name for file in files)
-        span = f" from data.start={log.start} to data.end={log.end}" if log.start or log.end else ""
-        raise Mistake(f"{names}: the log has no row{span}")
-    if counts["time"]:
-        value = _examples(log, files, log.time, bad_time)
-        raise Mistake(
-            f"data.time: {counts['time']} values of column {log.time!r} do not read as {log.time_unit}, "
-            f"such as {value}: change data.time_unit (s, ms, us, ns, iso or a pattern like %Y%m%d)"
-        )
-    if counts["day"]:
-        raise Mistake(
-            f"data.day: {counts['day']} values of column {log.day!r} do not read as {log.day_format}: "
-            "change data.day_format"
-        )
-    if counts["label"]:
-        value = _examples(log, files, log.label or "", bad_label)
-        raise Mistake(
-            f"data.label: column {log.label!r} must hold 0 or 1 but {counts['label']} rows hold others, "
-            f"such as {value}: for a rating set data.label_threshold"
-        )
-
-
-def _examples(log: Declaration, files: Sequence[Path], column: str, bad: pl.Expr) -> str:
-    """Return up to three raw values of a column whose rows are bad."""
-    parsed = _stage(log, files, list(dict.fromkeys([column, *([log.day] if log.day else [])])))
-    values = parsed.filter(bad).select(column).unique(maintain_order=True).head(3).collect()
-    return ", ".join("an empty value" if value is None else repr(value) for value in values[column])
-
-
-def _scenarios(log: Declaration, rows: pl.LazyFrame) -> tuple[pl.LazyFrame, list[str]]:
-    """Return the rows of the scenarios kept, with their index, and the scenarios' names."""
-    if log.scenario is None:
-        return rows.with_columns(pl.lit(0, pl.Int32).alias(SCENARIO)), ["all"]
-    first = pl.col(ROW).filter(pl.col(TIME) == pl.col(TIME).min()).min()
-    seen = rows.group_by(log.scenario).agg(pl.col(TIME).min(), first, pl.len()).collect()
-    values = seen.sort(TIME, ROW).drop_nulls(log.scenario)[log.scenario].to_list()
-    names = values if log.scenarios is None else [str(value) for value in log.scenarios]
-    for name in names:
-        if name not in values:
-            raise Mistake(
-                f"data.scenarios: column {log.scenario!r} has no value {name!r}; "
-                f"it has {', '.join(values[:20])}{' ...' if len(values) > 20 else ''}"
-            )
-    rest = None
-    pooled = seen.filter(~pl.col(log.scenario).is_in(names).fill_null(False)).height > 0
-    if log.scenario_rest == "pool" and pooled:
-        rest = len(names)
-    index = pl.col(log.scenario).replace_strict(
-        names, list(range(len(names))), default=rest, return_dtype=pl.Int32
-    )
-    rows = rows.with_columns(index.alias(SCENARIO)).filter(pl.col(SCENARIO).is_not_null())
-    return rows, names if rest is None else [*names, "other"]
-
-
-def _split(log: Declaration, rows: pl.LazyFrame, folder: Path) -> tuple[list[str], list[int]]:
-    """Write the rows of each period to a folder; return the names and first times of the periods."""
+def _split(
+    log: Declaration, frames: Iterable[tuple[Path, pl.DataFrame]], room: Path
+) -> dict[str, _Part]:
+    """Write the rows of each period to files of its own, in the rows' order; return them by name."""
+    name = pl.col(log.period_column or "")
+    counted: Callable[[pl.DataFrame], pl.Series] | None = None
     if log.period == "day":
         name = by_day()
     elif log.period == "hours":
         name = by_hours(list(log.period_hours or []), log.timezone)
     elif log.period == "count":
-        order = rows.select(TIME, ROW).collect(engine="streaming")
-        name = by_count(order, log.period_count or 1)
-    else:
-        name = pl.col(log.period_column or "")
-    rows = rows.with_columns(name.alias(PERIOD)).filter(pl.col(PERIOD).is_not_null())
-    first = rows.group_by(PERIOD).agg(pl.col(TIME).min()).collect(engine="streaming")
-    starts = dict(first.iter_rows())
-    names = ordered(list(starts))
-    log.assign(len(names))  # complains before the work rather than after it
-    index = pl.col(PERIOD).replace_strict(names, list(range(len(names))), return_dtype=pl.Int32)
-    rows.with_columns(index.alias(PERIOD)).sink_parquet(
-        pl.PartitionBy(folder, key=PERIOD, include_key=False), mkdir=True
-    )
-    return names, [starts[name] for name in names]
+        stored = _stored(frames, room / "rows")
+        frames = ((source, pl.read_parquet(file)) for source, file in stored)
+        counted = by_count(lambda: (_order(file) for _, file in stored), log.period_count or 1)
+    parts: dict[str, _Part] = {}
+    for source, frame in frames:
+        column = counted(frame) if counted else name
+        named = frame.with_columns(column.alias(PERIOD)).drop_nulls(PERIOD)
+        for (period,), rows in named.partition_by(PERIOD, as_dict=True, include_key=False).items():
+            part = parts.setdefault(str(period), _Part(room / str(len(parts)), [], []))
+            part.folder.mkdir(exist_ok=True)
+            file = part.folder / f"{len(part.files)}.parquet"
+            rows.write_parquet(file, compression="lz4")
+            part.files.append(file)
+            if source not in part.sources:
+                part.sources.append(source)
+    return parts
 
 
-def _all_items(log: Declaration, folder: Path) -> pl.Series:
+def _stored(frames: Iterable[tuple[Path, pl.DataFrame]], folder: Path) -> list[tuple[Path, Path]]:
+    """Write the rows to files below `folder`; return for each its raw file and its own."""
+    folder.mkdir()
+    stored: list[tuple[Path, Path]] = []
+    for source, frame in frames:
+        file = folder / f"{len(stored)}.parquet"
+        frame.write_parquet(file, compression="lz4")
+        stored.append((source, file))
+    return stored
+
+
+def _order(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    rows = pl.read_parquet(file, columns=[TIME, ROW])
+    return rows[TIME].to_numpy(), rows[ROW].to_numpy()
+
+
+def _check_periods(
+    log: Declaration,
+    files: Sequence[Path],
+    names: Sequence[str],
+    parts: Mapping[str, _Part],
+    old: Store | None,
+) -> None:
+    """Raise Mistake when there are too few periods, or one that is not behind those written."""
+    done = [period["name"] for period in old.periods] if old else []
+    if old and not names:
+        raise Mistake(
+            f"{', '.join(file.name for file in files)}: no row of these new files is kept (see data.start, "
+            "data.end, data.scenarios, data.period): take them away, or give files with rows"
+        )
+    late = [name for name in names if name in done or ordered([*done, name]) != [*done, name]]
+    if old and late:
+        sources = ", ".join(source.name for source in parts[late[0]].sources)
+        raise Mistake(
+            f"period {late[0]} of {sources} does not come after {done[-1]}, the last one prepared, and a "
+            f"written period is never rewritten: take those rows away, or delete the folder {old.folder} "
+            "to prepare the log anew"
+        )
+    log.assign(len(done) + len(names))  # complains before the work rather than after it
+
+
+def _all_items(log: Declaration, parts: Mapping[str, _Part]) -> pl.Series:
     """Return every item of the log in order of appearance."""
     item = log.item or ""
-    first = pl.col(ROW).filter(pl.col(TIME) == pl.col(TIME).min()).min()
-    rows = pl.scan_parquet(folder, hive_partitioning=False).drop_nulls(item)
-    seen = rows.group_by(item).agg(pl.col(TIME).min(), first)
-    return seen.sort(TIME, ROW).collect(engine="streaming")[item]
+    seen = pl.DataFrame(schema={item: pl.String, TIME: pl.Int64, ROW: pl.Int64})
+    for part in parts.values():
+        for file in part.files:
+            rows = pl.read_parquet(file, columns=[item, TIME, ROW]).drop_nulls(item)
+            both = pl.concat([seen, rows.select(seen.columns)]).sort(TIME, ROW)
+            seen = both.unique(item, keep="first", maintain_order=True)
+    return seen[item]

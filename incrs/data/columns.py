@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from incrs.data.declaration import Declaration
-from incrs.data.scan import open_file, text
+from incrs.data.raw import columns_of, pieces, reading
+from incrs.data.scan import text
 from incrs.errors import Mistake
 
 
@@ -101,11 +102,6 @@ def resolve(
     return own, side_tables
 
 
-def columns_of(file: Path, separator: str) -> list[str]:
-    """Return the names of a file's columns."""
-    return open_file(file, separator).collect_schema().names()
-
-
 def missing_column(
     column: str, where: str, files: Iterable[Path], columns: Sequence[str]
 ) -> Mistake:
@@ -133,16 +129,16 @@ def read_side_table(
     """
     parts = []
     for file in files:
-        lazy = open_file(file, separator)
-        names = lazy.collect_schema().names()
-        for column in (file_key, *columns):
+        wanted = list(dict.fromkeys([file_key, *columns]))
+        names = columns_of(file, separator)
+        for column in wanted:
             if column not in names:
                 raise missing_column(column, where, [file], names)
-        parts.append(lazy.select(text(column, null_values) for column in (file_key, *columns)))
-    try:
-        frame = pl.concat(parts).filter(pl.col(file_key).is_not_null()).collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise Mistake(f"{files[0]} cannot be read: {str(error).splitlines()[0]}") from error
+        for piece in pieces(file, separator, wanted):
+            with reading(file):  # a value that is no text in any way
+                parts.append(piece.select(text(column, null_values) for column in wanted))
+    nothing = pl.DataFrame(schema=dict.fromkeys([file_key, *columns], pl.String))
+    frame = pl.concat([nothing, *parts], rechunk=True).drop_nulls(file_key)
     twice = frame.filter(pl.col(file_key).is_duplicated())
     if len(twice):
         raise Mistake(

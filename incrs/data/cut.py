@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import isnan
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from incrs.data.scan import DAY, ROW, TIME, local_time
+
+Ints = NDArray[np.int64]
+Slices = Callable[[], Iterable[tuple[Ints, Ints]]]
+BINS = 1 << 19  # of times counted in one pass
 
 
 def by_day() -> pl.Expr:
@@ -28,29 +34,69 @@ def by_hours(edges: Sequence[int], timezone: str) -> pl.Expr:
     return pl.format("{} {}h", clock.dt.strftime("%Y-%m-%d"), hour)
 
 
-def by_count(rows: pl.DataFrame, count: int) -> pl.Expr:
-    """Name rows 1 .. count so that each period has floor(n / count) of them; the rest are null.
+def by_count(slices: Slices, count: int) -> Callable[[pl.DataFrame], pl.Series]:
+    """Return what names rows 1 .. count, floor(n / count) to each period, and null for the rest.
 
-    rows: TIME and ROW of every row; the order is time, then row.
+    slices: gives the (n,) times and the (n,) rising row numbers of every row, some rows at once. The
+    order is time, then row.
     """
-    time, row = rows[TIME].to_numpy(), rows[ROW].to_numpy()
-    order = np.lexsort((row, time))
-    size = len(order) // count
-    if size == 0:
-        return pl.lit(None, pl.String)
-    ends = order[size - 1 : size * count : size]  # the last row of each period
-    passed = pl.lit(1)
-    for end in ends:
-        after = (pl.col(TIME) > time[end]) | (
-            (pl.col(TIME) == time[end]) & (pl.col(ROW) > row[end])
-        )
-        passed = passed + after.cast(pl.Int32)
-    return pl.when(passed <= count).then(passed).cast(pl.String)
+    size = sum(len(time) for time, _ in slices()) // count
+    ends = last_rows(slices, np.arange(size - 1, size * count, size)) if size else [(0, 0)][:0]
+    times, rows = np.array(ends, np.int64).reshape(-1, 2).T
+
+    def names(frame: pl.DataFrame) -> pl.Series:
+        time, row = frame[TIME].to_numpy(), frame[ROW].to_numpy()
+        passed = np.searchsorted(times, time)  # ends before the row
+        for tie in np.unique(passed[np.isin(time, times)]):
+            same = np.flatnonzero(time == times[tie])
+            passed[same] += np.searchsorted(rows[times == times[tie]], row[same])
+        numbers = pl.Series(passed + 1)
+        return numbers.set(numbers > len(times), None).cast(pl.String)
+
+    return names
+
+
+def last_rows(slices: Slices, ranks: Ints) -> list[tuple[int, int]]:
+    """Return the time and the number of the rows at `ranks` (rising, from 0), by time, then row.
+
+    Counts times in bins, then in ever smaller bins around the ranks: exact, and no slice is kept.
+    """
+    first = min(int(time.min()) for time, _ in slices() if len(time))
+    width = max(int(time.max()) for time, _ in slices() if len(time)) - first + 1
+    low, left = np.full(len(ranks), first), np.array(ranks)  # rows before the rank, within the bin
+    while width > 1:
+        start, which = np.unique(low, return_inverse=True)  # spans [start, start + width), apart
+        bins = max(2, BINS // len(start))
+        step = -(-width // bins)
+        found = np.zeros((len(start), bins), np.int64)
+        for time, _ in slices():
+            spans = np.searchsorted(start, time, side="right") - 1
+            near = (spans >= 0) & (time - start[spans] < width)
+            places = spans[near] * bins + (time[near] - start[spans[near]]) // step
+            found += np.bincount(places, minlength=found.size).reshape(found.shape)
+        found = np.pad(found.cumsum(1), ((0, 0), (1, 0)))
+        for k, span in enumerate(which):
+            place = np.searchsorted(found[span], left[k], side="right") - 1
+            left[k] -= found[span, place]
+            low[k] = start[span] + place * step
+        width = step
+    start, which = np.unique(low, return_inverse=True)
+    row, seen = np.zeros(len(ranks), np.int64), np.zeros(len(start), np.int64)
+    for time, rows in slices():
+        for k, moment in enumerate(start):
+            tied = rows[time == moment]
+            here = np.flatnonzero((which == k) & (left >= seen[k]) & (left < seen[k] + len(tied)))
+            row[here] = tied[left[here] - seen[k]]
+            seen[k] += len(tied)
+    return list(zip(low.tolist(), row.tolist(), strict=True))
 
 
 def ordered(names: Sequence[str]) -> list[str]:
     """Sort period names: as numbers when all of them are, else as text."""
     try:
-        return sorted(names, key=float)
+        numbers = {name: float(name) for name in names}
     except ValueError:
         return sorted(names)
+    if any(map(isnan, numbers.values())):
+        return sorted(names)
+    return sorted(names, key=lambda name: (numbers[name], name))

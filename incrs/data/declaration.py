@@ -65,7 +65,10 @@ class Declaration:
     pretrain: int = 7
     tune: int = 1
     test: int | None = None
+    memory_rows: int | None = None
     variant: str | None = None
+    download: bool = False
+    archives: Sequence[dict[str, Any]] = ()
     help: str = ""
 
     @property
@@ -84,6 +87,10 @@ class Declaration:
             if getattr(self, option) not in allowed:
                 one_of = ", ".join(map(str, allowed))
                 raise Mistake(f"data.{option}={getattr(self, option)} is not one of {one_of}")
+        if len(self.separator.encode()) != 1:
+            raise Mistake(
+                f"data.separator={self.separator!r} must be one character such as ',', ';' or '\\t'"
+            )
         units = (*PER_SECOND, "iso")
         if self.time_unit not in units and "%" not in self.time_unit:
             one_of = ", ".join(units)
@@ -109,6 +116,10 @@ class Declaration:
         for option, least in (("history", 0), ("negatives", 0), ("multivalued_length", 1)):
             if getattr(self, option) < least:
                 raise Mistake(f"data.{option}={getattr(self, option)} must be at least {least}")
+        if self.memory_rows is not None and self.memory_rows < 1:
+            raise Mistake(
+                f"data.memory_rows={self.memory_rows}: give a number of rows from 1, or null for any"
+            )
         for join in self.joins:
             if not {"file", "key"} <= set(join) <= {"file", "key", "file_key", "columns"}:
                 raise Mistake(

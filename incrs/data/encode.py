@@ -39,11 +39,12 @@ class Rows(NamedTuple):
 
 
 class Vocabulary:
-    """Text values and their ids, 0 = unknown; `counts` are the appearances of each id."""
+    """Text values and their ids, 0 = unknown.  known: the values of the ids 1, 2, ... so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: pl.Series | None = None) -> None:
         self.values = pl.Series("value", [None], dtype=pl.String)
-        self.counts = np.zeros(1, np.int64)
+        if known is not None:
+            self.values = pl.concat([self.values, known.alias("value")], rechunk=True)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -59,8 +60,7 @@ class Vocabulary:
         if new.any():
             fresh = distinct.filter(new)
             ids[new] = np.arange(len(self), len(self) + len(fresh))
-            self.values = pl.concat([self.values, fresh.alias("value")])
-            self.counts = np.append(self.counts, np.zeros(len(fresh), np.int64))
+            self.values = pl.concat([self.values, fresh.alias("value")], rechunk=True)
         return ids[codes]
 
     def encode_parts(self, values: pl.Series, length: int, nothing: Sequence[str]) -> Ids:
@@ -78,11 +78,6 @@ class Vocabulary:
             row = np.repeat(np.arange(len(values)), sizes)
             out[row, np.arange(len(flat)) - np.repeat(sizes.cumsum() - sizes, sizes)] = flat
         return out
-
-    def count(self, ids: Ids) -> None:
-        """Add the appearances of `ids` to `counts`; unknown and padding are not counted."""
-        self.counts += np.bincount(ids.ravel(), minlength=len(self))
-        self.counts[0] = 0
 
 
 def factorise(values: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
@@ -145,11 +140,25 @@ class Encoder:
             self._catalogue = Vocabulary()
             self._catalogue.encode(candidates)
 
-    def encode(self, t: int, raw: pl.DataFrame, keep_from: int) -> Rows:
-        """Return the rows of period t with their negatives; `raw` is in time order.
+    def state(self) -> dict[str, dict[str, NDArray[np.int64]]]:
+        """Return what later periods need besides the vocabularies: name -> column -> values."""
+        parts = {"history": self._history, "taken": self._negatives}
+        return {name: part.state() for name, part in parts.items() if part is not None}
 
-        keep_from: microseconds; no later period has a row before it.
-        """
+    def restore(
+        self,
+        vocabularies: Mapping[str, pl.Series],
+        state: Mapping[str, Mapping[str, NDArray[np.int64]]],
+    ) -> None:
+        """Go on where another encoder of the same settings stopped: after its last period."""
+        self.vocabularies = {name: Vocabulary(vocabularies[name]) for name in self.vocabularies}
+        if self._history:
+            self._history.restore(state["history"])
+        if self._negatives:
+            self._negatives.restore(state["taken"])
+
+    def encode(self, t: int, raw: pl.DataFrame) -> Rows:
+        """Return the rows of period t with their negatives; `raw` is in time order, not empty."""
         time = raw[TIME].to_numpy()
         scenario = raw[SCENARIO].to_numpy()
         label = raw[LABEL].to_numpy().astype(np.int8)
@@ -162,7 +171,7 @@ class Encoder:
             seen = len(self.vocabularies[self.item]) - 1
             item = self.vocabularies[self.item].encode(raw[self.item]).astype(np.int64)
         if self._history:
-            lists[HISTORY] = self._history.look_back(user, time, item, label == 1, keep_from)
+            lists[HISTORY] = self._history.look_back(user, time, item, label == 1, int(time[0]))
         if self._negatives and self.item:
             raw, origin, label = self._with_negatives(t, raw, user, item, seen)
             time, scenario = time[origin], scenario[origin]
@@ -185,10 +194,6 @@ class Encoder:
                 elif column in self.numbers:
                     x = number(frame[column], self.transform)[codes]
                     numbers[:, self.numbers.index(column)] = x
-        for j, name in enumerate(self.fields):
-            self.vocabularies[name].count(fields[:, j])
-        for name in self.lists:
-            self.vocabularies[name].count(lists[name])
         return Rows(time, fields, lists, numbers, scenario, label)
 
     def _parts(self, values: pl.Series) -> Ids:

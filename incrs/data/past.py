@@ -1,10 +1,13 @@
 """What a row may know of the past: its user's earlier positives, and items the user has not taken.
 
-Both look at strictly (history) or not later (negatives) rows only, and carry what later periods need.
+Both look at strictly (history) or not later (negatives) rows only, and carry what later periods need:
+what they carry can be taken out (`state`) and put back in another process (`restore`).
 Users and items are int ids, 0 = unknown: an unknown user has no past.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +30,8 @@ class History:
         """Return (n, length) item ids with a strictly smaller time, most recent first, 0 = none.
 
         user, time, item, positive: (n,) the period's rows in time order. They then join the past.
-        keep_from: no later period has a row before this time; older positives than the last `length`
-        before it are forgotten.
+        keep_from: of the positives before this time, all but the user's last `length` are then
+        forgotten, so a row of a later period that is older than this may see a shorter history.
         """
         clock, tick = _ticks(time)
         new = np.flatnonzero(positive & (user > 0) & (item > 0))
@@ -59,6 +62,14 @@ class History:
         keep = np.arange(len(users)) >= np.searchsorted(borders, users << 1 | 1) - self.length
         self._user, self._time, self._item = users[keep], times[keep], items[keep]
         return out
+
+    def state(self) -> dict[str, Ints]:
+        """Return what is remembered, by user, then time."""
+        return {"user": self._user, "time": self._time, "item": self._item}
+
+    def restore(self, state: Mapping[str, Ints]) -> None:
+        """Remember what `state` returned once."""
+        self._user, self._time, self._item = state["user"], state["time"], state["item"]
 
 
 class Negatives:
@@ -116,6 +127,14 @@ class Negatives:
             drawn[one] = random.choice(np.setdiff1d(np.arange(1, candidates[row] + 1), own))
         self._taken = np.sort(np.concatenate([self._taken, keys]), kind="stable")
         return owner, drawn
+
+    def state(self) -> dict[str, Ints]:
+        """Return the pairs of user and item that were taken."""
+        return {"user": self._taken >> 32, "item": self._taken & 0xFFFFFFFF}
+
+    def restore(self, state: Mapping[str, Ints]) -> None:
+        """Remember what `state` returned once."""
+        self._taken = state["user"] << 32 | state["item"]
 
 
 def _ticks(time: Ints) -> tuple[Ints, Ints]:

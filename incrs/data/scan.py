@@ -1,4 +1,4 @@
-"""Raw files into one lazy frame of text columns: finding them, reading time and label.
+"""Raw values into time, label and text, and the finding of raw files.
 
 Every value stays text until it is encoded, so that a CSV and a Parquet file of the same log give the
 same ids. Columns between double underscores are this reader's own.
@@ -15,6 +15,7 @@ from incrs.errors import Mistake
 
 ROW, TIME, LABEL, SCENARIO, DAY = "__row__", "__time__", "__label__", "__scenario__", "__day__"
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+FIRST, LAST = -62_135_510_400_000_000, 253_402_214_400_000_000  # the years 1 to 9999, but for a day
 KINDS = (".csv", ".csv.gz", ".parquet")
 
 
@@ -38,19 +39,6 @@ def find_files(root: Path, globs: Sequence[str], where: str, advice: str) -> lis
     return sorted(found)
 
 
-def open_file(file: Path, separator: str) -> pl.LazyFrame:
-    """Scan one file; blanks around column names are dropped."""
-    if file.suffix == ".parquet":
-        lazy = pl.scan_parquet(file)
-    else:
-        lazy = pl.scan_csv(file, separator=separator, infer_schema=False)
-    try:
-        names = lazy.collect_schema().names()
-    except pl.exceptions.PolarsError as error:
-        raise Mistake(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    return lazy.rename({name: name.strip() for name in names if name != name.strip()})
-
-
 def text(column: str, null_values: Sequence[str]) -> pl.Expr:
     """Return the column as text, with every spelling of `unknown` turned into null."""
     value = pl.col(column).cast(pl.String)
@@ -60,10 +48,21 @@ def text(column: str, null_values: Sequence[str]) -> pl.Expr:
 def parse_time(column: str, dtype: pl.DataType, unit: str, timezone: str) -> pl.Expr:
     """Return the column as int64 microseconds since 1970 UTC; null where it does not parse.
 
+    So is what is not in the years 1 to 9999: such times are no times, but another unit or damage.
+
     unit: s | ms | us | ns, `iso` (with or without fraction and offset), or a strftime pattern. A time
     without an offset is local to `timezone`; one that the clocks skip counts as an hour later, one
     they repeat as the earlier.
     """
+    return _sane(_parsed_time(column, dtype, unit, timezone), 1)
+
+
+def _sane(time: pl.Expr, per_unit: int | float) -> pl.Expr:
+    """Return times, of `per_unit` microseconds each, with null for those not in FIRST to LAST."""
+    return pl.when(time.is_between(FIRST / per_unit, LAST / per_unit)).then(time)
+
+
+def _parsed_time(column: str, dtype: pl.DataType, unit: str, timezone: str) -> pl.Expr:
     value = pl.col(column)
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
         return value.dt.cast_time_unit("us").cast(pl.Int64)
@@ -71,7 +70,7 @@ def parse_time(column: str, dtype: pl.DataType, unit: str, timezone: str) -> pl.
         return _utc(value.cast(pl.Datetime("us")), timezone)
     if unit in PER_SECOND:
         per_second = PER_SECOND[unit]
-        whole = value.cast(pl.Int64, strict=False)
+        whole = _sane(value.cast(pl.Int64, strict=False), 10**6 / per_second)
         if per_second > 10**6:
             exact = whole // (per_second // 10**6)
         else:

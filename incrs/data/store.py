@@ -1,24 +1,23 @@
-"""The prepared log on disk: one folder, written whole or not at all.
+"""The prepared log on disk: one folder that grows period by period.
 
-    <folder>/schema.json                    what the columns mean (Schema)
+    <folder>/schema.json                    what the columns mean (Schema, but for the sizes)
     <folder>/manifest.json                  the raw files it came from; every period's name, rows,
                                             positives, digest, sums of its numbers, ids known at its end
-    <folder>/vocab/<vocabulary>.parquet     value, id, first_period, count
+    <folder>/vocab/<vocabulary>.parquet     value, id, first_period
     <folder>/period=0000/rows.parquet       time, label, scenario, field.<f>, list.<l>, number.<n>
+    <folder>/state/period=0013/*.parquet    what the next period needs of those before it
 
 A period's file depends on no later period and is never rewritten; numbers are kept as they are and
-standardised when read, so any number of periods can be added behind.
+standardised when read. What counts is what the manifest lists: it is replaced last and at once, so a
+reader meets the store as it was or as it will be, and so does the next preparation after a kill.
+Vocabularies only get longer: what is beyond the ids the manifest knows is not part of the store.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,29 +33,90 @@ from incrs.data.encode import Rows, Vocabulary
 from incrs.errors import Mistake
 from incrs.period import Batch
 
-FORMAT = 1
+FORMAT = 2
+ENTRY = {"file", "size", "mtime_ns", "sha256"}  # of a raw file in the manifest
+PERIOD = {"name", "rows", "positives", "digest", "numbers", "known"}
+GROUP = 1 << 17  # rows of a period's file that are read at once, at least
+STATE = Mapping[str, Mapping[str, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
 class Store:
-    """A prepared log. periods: the manifest's entry of each period, in order."""
+    """A prepared log. periods: the manifest's entry of each period, in order.
+
+    logs, tables: path below the log's folder -> the manifest's entry of each raw file.
+    """
 
     folder: Path
     schema: Schema
     periods: Sequence[Mapping[str, Any]]
+    logs: Mapping[str, Mapping[str, Any]]
+    tables: Mapping[str, Mapping[str, Any]]
 
     @staticmethod
-    def open(folder: Path, sources: Sequence[Mapping[str, Any]]) -> Store | None:
-        """Return the store in `folder`, or None unless it was made from exactly these sources."""
+    def open(folder: Path) -> Store | None:
+        """Return the store in `folder`, or None where there is none.
+
+        Raises Mistake when what is there is no store that this version reads.
+        """
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return None
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
-            schema = json.loads((folder / "schema.json").read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-            return None
-        if manifest["format"] != FORMAT or manifest["sources"] != list(sources):
-            return None
-        lists = {name: ListField(**field) for name, field in schema.pop("lists").items()}
-        return Store(folder, Schema(lists=lists, **schema), manifest["periods"])
+            found = manifest["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder, "its manifest.json cannot be read") from error
+        if found != FORMAT:
+            raise Mistake(
+                f"the prepared store {folder} has format {found} but this version reads format "
+                f"{FORMAT}: delete that folder, and the log is prepared anew"
+            )
+        try:
+            periods = list(manifest["periods"])
+            files = [{one["file"]: one for one in manifest[kind]} for kind in ("logs", "tables")]
+            entries = [(PERIOD, one) for one in periods]
+            entries += [(ENTRY, one) for kind in files for one in kind.values()]
+            if not periods or any(not keys <= set(one) for keys, one in entries):
+                raise KeyError
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(folder, "its manifest.json lacks a part") from error
+        try:
+            content = json.loads((folder / "schema.json").read_text())
+            known = periods[-1]["known"]
+            content["vocabularies"] = {name: known[name] for name in content["vocabularies"]}
+            content["lists"] = {
+                name: ListField(**field) for name, field in content["lists"].items()
+            }
+            schema = Schema(**content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(folder, "its schema.json cannot be read") from error
+        return Store(folder, schema, periods, files[0], files[1])
+
+    def vocabulary(self, name: str) -> pl.DataFrame:
+        """Return the value, id and first_period of every id of a vocabulary but 0, by id."""
+        frame = self._parquet(vocabulary_file(self.folder, name))
+        known = self.schema.vocabularies[name] - 1
+        if len(frame) < known:
+            raise _damaged(self.folder, f"its vocabulary {name} is too short")
+        return frame.head(known)
+
+    def state(self, names: Iterable[str]) -> STATE:
+        """Return what the period after the last one needs besides the vocabularies."""
+        folder = state_folder(self.folder, len(self.periods) - 1)
+        frames = {name: self._parquet(folder / f"{name}.parquet") for name in names}
+        return {
+            name: {column.name: column.to_numpy() for column in frame}
+            for name, frame in frames.items()
+        }
+
+    def _parquet(self, file: Path, start: int = 0, count: int | None = None) -> pl.DataFrame:
+        try:
+            if (start, count) != (0, None):
+                return pl.scan_parquet(file, glob=False).slice(start, count).collect()
+            return pl.read_parquet(file, memory_map=False, glob=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            part = file.relative_to(self.folder)
+            raise _damaged(self.folder, f"its file {part} cannot be read") from error
 
     def scale(self, pretrain: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (N,) mean and (N,) standard deviation of the numbers in the first periods."""
@@ -71,18 +131,30 @@ class Store:
         deviation = np.sqrt(squares / np.maximum(total, 1))
         return mean, np.where(deviation > 1e-12 * (1 + np.abs(mean)), deviation, 1.0)
 
-    def fingerprint(self, periods: int, pretrain: int) -> str:
-        """Return the digest of the first periods' rows, their schema and the numbers' scale."""
-        digest = hashlib.sha256(json.dumps(asdict(self.schema)).encode())
-        for period in self.periods[:periods]:
-            digest.update(f"{period['name']} {period['digest']}".encode())
+    def fingerprints(self, pretrain: int) -> list[str]:
+        """Return for each period the digest of the rows up to it, their schema and the numbers' scale."""
+        meaning = asdict(self.schema) | {"vocabularies": list(self.schema.vocabularies)}
+        digest, found = hashlib.sha256(json.dumps(meaning).encode()), []
         for part in self.scale(pretrain):
             digest.update(part.tobytes())
-        return digest.hexdigest()[:32]
+        for period in self.periods:
+            digest.update(f"{period['name']} {period['digest']}".encode())
+            found.append(digest.hexdigest()[:32])
+        return found
 
-    def read(self, t: int, mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> Batch:
-        """Load the rows of period t as packed tensors; a missing number becomes the mean, 0."""
-        frame = pl.read_parquet(period_file(self.folder, t), memory_map=False)
+    def read(
+        self,
+        t: int,
+        mean: NDArray[np.float64],
+        deviation: NDArray[np.float64],
+        start: int = 0,
+        count: int | None = None,
+    ) -> Batch:
+        """Load `count` rows of period t (None: the rest) as packed tensors, from row `start` on.
+
+        A missing number becomes the mean, 0.
+        """
+        frame = self._parquet(period_file(self.folder, t), start, count)
         fields = frame.select(f"field.{name}" for name in self.schema.fields)
         numbers = np.empty((len(frame), len(self.schema.numbers)), np.float32)
         for j, name in enumerate(self.schema.numbers):
@@ -120,7 +192,7 @@ def write_period(
     columns |= {f"number.{number}": rows.numbers[:, j] for j, number in enumerate(numbers)}
     file = period_file(folder, t)
     file.parent.mkdir(parents=True)
-    pl.DataFrame(columns).write_parquet(file)
+    pl.DataFrame(columns).write_parquet(file, row_group_size=GROUP)
 
     digest = hashlib.sha256()
     for column, values in columns.items():
@@ -142,77 +214,55 @@ def write_period(
     }
 
 
+def vocabulary_file(folder: Path, name: str) -> Path:
+    """Return where a vocabulary lies."""
+    return folder / "vocab" / f"{quote(name, safe='')}.parquet"
+
+
+def state_folder(folder: Path, t: int) -> Path:
+    """Return where the state after period t lies."""
+    return folder / "state" / f"period={t:04d}"
+
+
 def write_rest(
     folder: Path,
     schema: Schema,
-    sources: Sequence[Mapping[str, Any]],
     periods: Sequence[Mapping[str, Any]],
     vocabularies: Mapping[str, Vocabulary],
+    state: STATE,
 ) -> None:
-    """Write the schema, the vocabularies and, last, the manifest."""
+    """Write the schema, the vocabularies and the state after the last of all `periods`."""
     (folder / "vocab").mkdir(parents=True)
     for name, vocabulary in vocabularies.items():
         known = [period["known"][name] for period in periods]
         ids = np.arange(1, len(vocabulary), dtype=np.int32)
-        frame = pl.DataFrame(
-            {
-                "value": vocabulary.values[1:],
-                "id": ids,
-                "first_period": np.searchsorted(known, ids, side="right").astype(np.int32),
-                "count": vocabulary.counts[1:],
-            }
-        )
-        frame.write_parquet(folder / "vocab" / f"{quote(name, safe='')}.parquet")
-    manifest = {"format": FORMAT, "sources": list(sources), "periods": list(periods)}
-    for file, content in (("schema.json", asdict(schema)), ("manifest.json", manifest)):
-        (folder / file).write_text(json.dumps(content, indent=1) + "\n")
+        first = np.searchsorted(known, ids, side="right").astype(np.int32)
+        columns = {"value": vocabulary.values[1:], "id": ids, "first_period": first}
+        pl.DataFrame(columns).write_parquet(vocabulary_file(folder, name))
+    for name, arrays in state.items():
+        file = state_folder(folder, len(periods) - 1) / f"{name}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pl.DataFrame(dict(arrays)).write_parquet(file)
+    content = asdict(schema) | {"vocabularies": list(schema.vocabularies)}
+    (folder / "schema.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def reuse_or_build(
-    folder: Path, sources: Sequence[Mapping[str, Any]], build: Callable[[Path, Path], None]
-) -> Store:
-    """Return the store in `folder`, made anew unless it was made from exactly these sources.
-
-    build: writes a store into its first argument; its second is room for temporary files. Neither is
-    left behind when it fails, nor after the next preparation when the process was killed.
-    """
-    store = Store.open(folder, sources)
-    if store is not None:
-        return store
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{folder.name}.lock"):
-            store = Store.open(folder, sources)  # another process may just have made it
-            if store is None:
-                _build(folder, build)
-                store = Store.open(folder, sources)
-    except OSError as error:
-        raise Mistake(
-            f"data.store={folder.parent.parent}: the log cannot be prepared there: {error}"
-        ) from error
-    assert store is not None
-    return store
+def write_manifest(
+    folder: Path,
+    periods: Sequence[Mapping[str, Any]],
+    logs: Mapping[str, Mapping[str, Any]],
+    tables: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write the manifest, with the raw files by name."""
+    files = {
+        kind: [entries[name] for name in sorted(entries)]
+        for kind, entries in (("logs", logs), ("tables", tables))
+    }
+    manifest = {"format": FORMAT, **files, "periods": list(periods)}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _build(folder: Path, build: Callable[[Path, Path], None]) -> None:
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # we hold the lock: nobody's
-        shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        new, room = work / "store", work / "room"
-        new.mkdir()
-        room.mkdir()
-        build(new, room)
-        if folder.exists():
-            folder.rename(work / "old")
-        new.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock that the system releases when the process ends, however it ends."""
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _damaged(folder: Path, what: str) -> Mistake:
+    return Mistake(
+        f"the prepared store {folder} is damaged, {what}: delete that folder, and the log is prepared anew"
+    )

@@ -77,7 +77,7 @@ class Backbone(nn.Module, ABC):
         """Score B rows; fill `Output.shared` and `.specific` only where `representations`."""
 
     def loss(self, batch: Batch, output: Output) -> Tensor:
-        """Return the training loss, this process's share of it (see `together`): mean binary cross-entropy over the rows.
+        """Return the training loss, a scalar: mean binary cross-entropy over the rows.
 
         Where several processes train together: this one's share of it, see `together`.
         """

@@ -13,6 +13,8 @@ import torch
 
 from incrs.data import build as building
 from incrs.data.log import LogSource
+from incrs.errors import Mistake
+from incrs.period import Stored
 from tests.data.shop import declare, made_up, read_all, same, write
 
 CHILD = """
@@ -51,18 +53,6 @@ def test_a_second_preparation_reuses_the_first(shop: Path, monkeypatch: pytest.M
     assert all(same(a, b) for a, b in zip(before, read_all(second), strict=True))
     assert first.folder == second.folder
     assert first.fingerprint == second.fingerprint
-
-
-def test_a_changed_file_is_prepared_again(shop: Path):
-    source = declare(shop)
-    before = read_all(source)
-    write(shop / "log.csv", made_up(121, seed=1))
-    after = read_all(source)
-    assert sum(map(len, before)) == 120
-    assert sum(map(len, after)) == 121
-    assert [f.name for f in source.folder.parent.iterdir() if f.suffix != ".lock"] == [
-        source.folder.name
-    ]
 
 
 def test_the_fingerprint_is_of_content_not_of_place(shop: Path, tmp_path: Path):
@@ -165,3 +155,18 @@ def test_numbers_without_a_spread_or_a_value_become_zero(tmp_path: Path):
     for period in read_all(source):
         assert period.rows.numbers[:, :2].abs().max() < 1e-12
         assert period.rows.numbers.isfinite().all()
+
+
+def test_periods_of_more_rows_than_memory_stay_on_disk_and_read_the_same(shop: Path):
+    options = {"numeric": ["price"], "history": 2, "scenario": "tab"}
+    whole = read_all(declare(shop, **options))
+    parted = read_all(declare(shop, **options, memory_rows=17))
+    on_disk = [isinstance(period.content, Stored) for period in parted]
+    assert on_disk == [len(period) > 17 for period in whole]
+    assert any(on_disk)
+    assert all(map(same, whole, parted))
+    for period in parted:
+        if isinstance(period.content, Stored):
+            assert [len(part.label) for part in period.parts()] == list(period.content.sizes)
+    with pytest.raises(Mistake, match=r"data\.memory_rows=0"):
+        declare(shop, memory_rows=0).prepare()
