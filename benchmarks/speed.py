@@ -1,4 +1,4 @@
-"""How fast the loader, the training path and each updater are, as ratios within one run.
+"""How fast the loader, the training path, large tables and each updater are, as ratios within one run.
 
 python -m benchmarks.speed            a few minutes on 2 cores
 python -m benchmarks.speed --smoke    the same paths on little data, for a check that they work
@@ -10,6 +10,7 @@ whose speed drifts does not favour one of them. Rows have 35 fields in 4 scenari
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import statistics
 import time
@@ -31,34 +32,39 @@ from incrs.data.stream import BatchLoader, PeriodStream
 from incrs.door import CONF
 from incrs.module import ScenarioModule
 from incrs.period import Batch, Period
+from incrs.roster import Roster
 from incrs.runner import Fit, update
 
 SIZES = [27_000, 7_500, 5_000] + [50] * 32
 BATCH = 2000
 BACKBONES = ("shared_bottom", "star")
+OPTIMIZERS = ("adam", "lazy_adam")
 console = Console(highlight=False)
 
 
 class RandomLog(Source):
-    """Random rows shaped as KuaiRand's: 35 fields, tags, 5 numbers, 4 scenarios of unequal share."""
+    """Random rows shaped as KuaiRand's: 35 fields, tags, 5 numbers, 4 scenarios of unequal share.
 
-    def __init__(self, rows: int, periods: int):
-        names = [f"field{i}" for i in range(len(SIZES))]
+    sizes: of the fields' tables.
+    """
+
+    def __init__(self, rows: int, periods: int, sizes: Sequence[int] = SIZES):
+        names = [f"field{i}" for i in range(len(sizes))]
         self.name, self.fingerprints = "random", ["0"] * periods
         self.schema = Schema(
-            vocabularies=dict(zip([*names, "tag"], [*SIZES, 60], strict=True)),
+            vocabularies=dict(zip([*names, "tag"], [*sizes, 60], strict=True)),
             fields={name: name for name in names},
             lists={"tag": ListField("tag", 4)},
             numbers=tuple("abcde"),
             scenarios=("0", "1", "2", "4"),
         )
         self.roles = assign_roles(1, 0, None, periods, "data")
-        self.rows = rows
+        self.rows, self.sizes = rows, sizes
 
     def read(self, t: int) -> Period:
         random = torch.Generator().manual_seed(t)
         n = self.rows
-        columns = [torch.randint(size, (n,), generator=random) for size in SIZES]
+        columns = [torch.randint(size, (n,), generator=random) for size in self.sizes]
         share = torch.tensor([0.1364, 0.7592, 0.0357, 0.0687])
         rows = Batch(
             torch.stack(columns, 1).to(torch.int32),
@@ -123,17 +129,20 @@ def loader_speed(rows: int, times: int) -> None:
     console.print(table)
 
 
-def module_of(backbone: str, updater: str, source: Source) -> ScenarioModule:
+def module_of(
+    backbone: str, updater: str, source: Source, optimizer: str = "adam"
+) -> ScenarioModule:
     model = instantiate(
         OmegaConf.load(CONF / "model" / f"{backbone}.yaml"), _partial_=True, _convert_="all"
     )
     updaters = instantiate(OmegaConf.load(CONF / "updater" / f"{updater}.yaml"), _convert_="all")
-    return ScenarioModule(model(schema=source.schema, seed=0), updaters, adam(), 4)
+    made = model(schema=source.schema, seed=0)
+    return ScenarioModule(made, updaters, optimizer_of(optimizer), 4)
 
 
-def adam() -> Callable[..., torch.optim.Optimizer]:
+def optimizer_of(name: str) -> Callable[..., torch.optim.Optimizer]:
     made = instantiate(
-        OmegaConf.load(CONF / "optimizer" / "adam.yaml"), _partial_=True, _convert_="all"
+        OmegaConf.load(CONF / "optimizer" / f"{name}.yaml"), _partial_=True, _convert_="all"
     )
     return made  # type: ignore[no-any-return]
 
@@ -143,9 +152,14 @@ def trainer() -> Callable[..., L.Trainer]:
     return partial(made, accelerator="cpu")
 
 
+def fit_of(source: Source) -> Fit:
+    """Return what trains on periods whose ids all have rows."""
+    return Fit(trainer(), PeriodStream(source, BATCH, Roster(source.schema, "fixed")), [])
+
+
 def bare_loop(module: ScenarioModule, rows: Batch) -> None:
     """Train as anyone would by hand: the same model, optimizer and batch size, nothing else."""
-    model, optimizer = module.backbone, adam()(module.backbone.parameters())
+    model, optimizer = module.backbone, optimizer_of("adam")(module.backbone.parameters())
     for where in torch.randperm(rows.label.shape[0]).split(BATCH):
         batch = Batch(
             rows.fields[where],
@@ -162,7 +176,7 @@ def bare_loop(module: ScenarioModule, rows: Batch) -> None:
 
 def path_speed(rows: int, times: int) -> None:
     source = RandomLog(rows, 2)
-    period, fit = source.read(0), Fit(trainer(), PeriodStream(source, BATCH), [])
+    period, fit = source.read(0), fit_of(source)
     table = Table(title="training one period", box=box.SIMPLE_HEAD, title_justify="left")
     for head in ("backbone", "ms/step", "bare loop ms/step", "speed against the bare loop"):
         table.add_column(head, justify="right")
@@ -178,6 +192,32 @@ def path_speed(rows: int, times: int) -> None:
             *(f"{statistics.median(taken[n]) / steps * 1e3:.1f}" for n in ("ours", "bare")),
             f"{ratio(taken['bare'], taken['ours']):.2f}",
         )
+    console.print(table)
+
+
+def table_size(rows: int, times: int, sizes: Sequence[int]) -> None:
+    """Time a period's training with one or three tables of ever more rows, by each optimizer."""
+    table = Table(
+        title="ms/step with large tables of so many rows, and the last against the first",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    for head in ("backbone", "large", "optimizer", *(f"{size:,}" for size in sizes), "ratio"):
+        table.add_column(head, justify="right")
+    for backbone, large in itertools.product(BACKBONES, (1, 3)):
+        fits = {}
+        for size in sizes:
+            source = RandomLog(rows, 2, [size] * large + [50] * (len(SIZES) - large))
+            fit, period = fit_of(source), source.read(0)
+            for name in OPTIMIZERS:
+                module = module_of(backbone, "finetune", source, name)
+                fits[f"{name} {size}"] = partial(fit, module, period)
+        taken = turns(fits, times)
+        for name in OPTIMIZERS:
+            spent = [taken[f"{name} {size}"] for size in sizes]
+            cells = [f"{statistics.median(s) / -(-rows // BATCH) * 1e3:.1f}" for s in spent]
+            growth = f"{ratio(spent[-1], spent[0]):.2f}"
+            table.add_row(backbone, str(large), name, *cells, growth)
     console.print(table)
 
 
@@ -220,6 +260,11 @@ def main() -> None:
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     loader_speed(20_000 if smoke else 1_000_000, 1 if smoke else 5)
     path_speed(6_000 if smoke else 60_000, 1 if smoke else 7)
+    table_size(
+        4_000 if smoke else 20_000,
+        1 if smoke else 5,
+        (2_000, 20_000) if smoke else (10_000, 100_000, 1_000_000),
+    )
     updater_cost(2_000 if smoke else 16_000, 1 if smoke else 5)
 
 

@@ -29,8 +29,10 @@ class ScenarioModule(L.LightningModule):
     backbone: the weights of now.  ids: vocabulary -> (rows,) the id behind each row of its tables,
     as of the last `follow`.
     updaters: by name, in the order they compose.  scenarios: S.
-    optimizer: makes an optimizer from parameters.  carry_optimizer: True lets the optimizer's state
-    run on from one fit to the next, False starts it cold in every fit.
+    optimizer: makes an optimizer from parameters; one whose `wants_sparse_gradients` is true gets
+    sparse gradients of the large tables.
+    carry_optimizer: True lets the optimizer's state run on from one fit to the next, False starts it
+    cold in every fit.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ them may hang on the rows of one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,3 +74,33 @@ def mean(loss: Callable[..., Tensor], value: Tensor, target: Tensor) -> Tensor:
         return loss(value, target)
     (count,) = summed(torch.full((), len(value), device=value.device))
     return loss(value, target, reduction="sum") / count
+
+
+def averaged(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients' means over the processes, equal in all of them; not differentiable.
+
+    gradients: each (n, ...) of one dtype, dense in all processes or sparse in all; the mean of a
+    sparse one is sparse, and costs what it holds.
+    """
+    dense = [g.detach() / processes() for g in gradients if not g.is_sparse]
+    means = iter(summed(*dense) if dense else ())
+    return [_sparse_mean(g) if g.is_sparse else next(means) for g in gradients]
+
+
+def _sparse_mean(gradient: Tensor) -> Tensor:
+    rows, parts = _gathered(gradient._indices()[0]), _gathered(gradient._values())
+    parts = parts / processes()
+    return torch.sparse_coo_tensor(rows[None], parts, gradient.shape, check_invariants=False)
+
+
+def _gathered(x: Tensor) -> Tensor:
+    """Return x (n, ...) of all processes, one after the other; n may differ."""
+    sizes = torch.zeros(processes(), dtype=torch.int64, device=x.device)
+    sizes[dist.get_rank()] = len(x)
+    dist.all_reduce(sizes)
+    counts = sizes.tolist()
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -52,8 +52,14 @@ def uniforms_of(seed: int, name: str, ids: Tensor, size: int) -> Tensor:
     return drawn
 
 
-def look_up(table: Tensor, ids: Tensor) -> Tensor:
-    """Return the rows of table (n, size) at ids of any shape: (*ids.shape, size)."""
+def look_up(table: Tensor, ids: Tensor, sparse: bool = False, padding: int | None = None) -> Tensor:
+    """Return the rows of table (n, size) at ids of any shape: (*ids.shape, size).
+
+    sparse: True gives a table of more than JOINED rows a sparse gradient, of the rows at ids but
+    for `padding`; not one that was computed from others, as few operations take such a gradient.
+    """
+    if sparse and table.is_leaf and len(table) > JOINED:
+        return F.embedding(ids, table, padding, sparse=True)
     if table.device.type != "cpu":
         return F.embedding(ids, table)
     # The same numbers and gradients as F.embedding, whose backward takes three times as long on a CPU.
@@ -61,11 +67,14 @@ def look_up(table: Tensor, ids: Tensor) -> Tensor:
     return table.gather(0, index).view(*ids.shape, table.shape[1])
 
 
-def pool(table: Tensor, ids: Tensor) -> Tensor:
-    """Average the rows of table (n, size) at ids (B, L), 0 = padding: (B, size); none gives zeros."""
+def pool(table: Tensor, ids: Tensor, sparse: bool = False) -> Tensor:
+    """Average the rows of table (n, size) at ids (B, L), 0 = padding: (B, size); none gives zeros.
+
+    sparse: see `look_up`.
+    """
     mask = (ids != 0).to(table.dtype)
     share = mask / (mask.sum(1, keepdim=True) + 1e-8)  # (B, L)
-    return torch.bmm(share.unsqueeze(1), look_up(table, ids)).squeeze(1)
+    return torch.bmm(share.unsqueeze(1), look_up(table, ids, sparse, padding=0)).squeeze(1)
 
 
 class Embeddings(Tables):
@@ -124,7 +133,9 @@ class Embeddings(Tables):
     def forward(self, batch: Batch) -> Tensor:
         """Return the input (B, width). Raises IndexError, on a CPU, for an id outside of its table."""
         parts = [self.field_rows(batch.fields)] if self.fields else []
-        parts += [pool(self.table(v), batch.lists[name]) for name, v in self.lists.items()]
+        parts += [
+            pool(self.table(v), batch.lists[name], self.sparse) for name, v in self.lists.items()
+        ]
         parts.append(batch.numbers)
         if self.scenario is not None:
             parts.append(look_up(self.scenario, batch.scenario))
@@ -138,7 +149,7 @@ class Embeddings(Tables):
         tables = [self.table(vocabulary) for vocabulary in self.fields.values()]
         small = [i for i, table in enumerate(tables) if len(table) <= JOINED]
         large = [i for i, table in enumerate(tables) if len(table) > JOINED]
-        parts = [look_up(tables[i], fields[:, i]).unsqueeze(1) for i in large]
+        parts = [look_up(tables[i], fields[:, i], self.sparse).unsqueeze(1) for i in large]
         if small:
             names = [name for i, name in enumerate(self.fields) if i in small]
             parts.append(joined_rows(names, [tables[i] for i in small], fields[:, small]))
