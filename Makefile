@@ -21,9 +21,11 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.memory
 
 bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.speed --smoke
+	$(BIN)/python -m benchmarks.memory --smoke
 
 clean:
 	rm -rf .venv

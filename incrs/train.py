@@ -26,8 +26,8 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,7 +35,7 @@ from incrs import console, report, show
 from incrs.dashboard import Watcher
 from incrs.data.base import Source
 from incrs.data.stream import PeriodStream
-from incrs.door import FIRST, enter, maker
+from incrs.door import FIRST, enter, made, maker
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.models.base import Backbone
@@ -59,7 +59,7 @@ def main(config: DictConfig) -> None:
     """Run one configuration, or go on with the one in `resume`."""
     quiet()
     folder = RunFolder(Path(config.resume or HydraConfig.get().runtime.output_dir))
-    with folder.claimed() if FIRST else nullcontext():
+    with folder.claimed() if FIRST else nullcontext(), folder.written():
         if config.resume is None:
             record = begin(config, folder)
         else:
@@ -141,7 +141,9 @@ def go_on(folder: RunFolder) -> dict[str, Any]:
 def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> None:
     """Build the objects that a configuration names, run them, and show what came out."""
     about = Run(**record["about"])
-    updaters: dict[str, Updater] = dict(instantiate(config.updater, _convert_="all"))
+    updaters: dict[str, Updater] = {
+        str(name): made(one, f"updater.{name}") for name, one in config.updater.items()
+    }
     check(updaters)
     optimizer, trainer = maker(config, "optimizer"), maker(config, "trainer")
     try:
@@ -150,11 +152,11 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise Mistake(f"optimizer or trainer: their settings are not accepted: {error}") from None
     loggers: list[Watcher] = [
-        instantiate(one, folder=str(folder.path), _convert_="all")
-        for one in (config.logger or {}).values()
+        made(one, f"logger.{name}", folder=str(folder.path))
+        for name, one in (config.logger or {}).items()
         if FIRST
     ]
-    source: Source = instantiate(config.data, _convert_="all")
+    source: Source = made(config.data, "data")
     source.prepare()
     before = record.get("data")
     if before and before["fingerprint"] not in source.fingerprints[len(before["roles"]) - 1 :][:1]:
@@ -224,10 +226,11 @@ def check_processes(trainer: L.Trainer) -> None:
     """Raise Mistake where several processes would not train as one."""
     if trainer.world_size == 1:
         return
-    if not isinstance(trainer.strategy, DDPStrategy):
+    spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    if spawns or not isinstance(trainer.strategy, DDPStrategy):
         raise Mistake(
-            f"trainer.devices={trainer.num_devices}: several devices train as one under "
-            "trainer.strategy=ddp alone; give trainer=ddp"
+            f"trainer.devices={trainer.num_devices}: several devices train as one with trainer=ddp "
+            "alone, not with another trainer.strategy"
         )
     launcher = trainer.strategy.cluster_environment
     by_itself = launcher is None or not launcher.creates_processes_externally

@@ -80,7 +80,13 @@ def test_results_are_tidy(finished: tuple[Path, str]) -> None:
     auc = frame.filter(pl.col("metric") == "auc")
     assert auc.height == 7 * 5
     assert set(frame["metric"]) == {
-        *("auc", "logloss", "gauc", "oracle_auc", "oracle_logloss", "collapsed")
+        *("auc", "logloss", "gauc", "oracle_auc", "oracle_logloss", "collapsed"),
+        *(
+            f"{m}_{w}_{k}"
+            for m in ("auc", "logloss")
+            for w in ("new", "known")
+            for k in ("users", "items")
+        ),
     }
 
 
@@ -94,7 +100,10 @@ MISTAKES = {
     "updater.incmsr.weight=-1": "updater.incmsr.weight=-1: give a number from 0",
     "optimizer.lr=-1": "Invalid learning rate: -1",
     "+model.depth=3": "model.depth: there is no such setting",
-    "trainer=cpu trainer.devices=2": "trainer.devices=2: a run trains on one device",
+    "trainer=cpu trainer.devices=2 +trainer.strategy=ddp_spawn": "trainer.devices=2: several devices",
+    "vocabulary=open": "vocabulary=open: give growing or fixed",
+    "expiry=0": "expiry=0: give a whole number from 1, or null for never",
+    "unknown_rate=1": "unknown_rate=1: give a number from 0 to below 1",
     "batch_size=0": "batch_size=0: give a whole number from 1",
     "data=log": "data.path has no value yet",
     "data=kuairand data.path=nowhere": "Download https://zenodo.org",
@@ -141,8 +150,11 @@ def test_a_log_of_ones_own_is_a_few_lines_of_yaml_and_its_mistakes_are_said(tmp_
     log.write_text("\n".join(["at,user,item,click", *lines, "2026-01-05T23:30:00,1,1,7"]))
     wrong = train(tmp_path, *shop)
     assert wrong.returncode == 2
+    assert "log.csv changed since it was prepared" in wrong.stderr
+    wrong = train(tmp_path, *shop, "data.store=other")
+    assert wrong.returncode == 2
     assert "0 or 1" in wrong.stderr
-    prepared = train(tmp_path, *shop, "data.label_threshold=1", module="incrs.prepare")
+    prepared = train(tmp_path, *shop, "data.label_threshold=1", "data.store=other", module="incrs.prepare")
     assert prepared.returncode == 0, prepared.stderr
     assert "shop: 6 periods" in prepared.stdout or "shop: 5 periods" in prepared.stdout
 
