@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import os
 import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
+from incrs import settings
 from incrs.errors import Mistake
-from incrs.signals import Interrupted, listen
+from incrs.signals import Interrupted, listen, silence
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
@@ -36,6 +39,10 @@ FIRST = not any(int(os.environ.get(name, "0")) for name in RANKS)
 
 
 PARENT = os.getppid()
+
+
+TOLD = (Mistake, HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError)
+"""What ends a command with a sentence, where `explain` has one."""
 
 
 class _Stop(BaseException):
@@ -66,6 +73,11 @@ def run_folder(resume: str | None, fresh: str) -> str:
             except FileExistsError:
                 number += 1
                 folder = Path(f"{fresh}-{number}")
+            except OSError as error:
+                raise Mistake(
+                    f"{folder}: the run's folder cannot be made ({error.strerror}): start in a folder "
+                    "that can be written to, or give another one with hydra.run.dir=FOLDER"
+                ) from error
 
     return agreed(claim, "run")
 
@@ -98,6 +110,7 @@ def enter(job: Callable[[DictConfig], None]) -> None:
     Exit status: 0, 2 for a user's mistake, 128 + the signal's number (130 for Ctrl-C).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; told below
+    check_flags()
     listen()
 
     def guarded(config: DictConfig) -> None:
@@ -107,7 +120,7 @@ def enter(job: Callable[[DictConfig], None]) -> None:
         except Interrupted:
             remove_empty(folder)
             raise
-        except (Mistake, HydraException, OmegaConfBaseException) as error:
+        except TOLD as error:
             sentence = explain(error)
             if sentence is None:
                 raise
@@ -128,12 +141,26 @@ def enter(job: Callable[[DictConfig], None]) -> None:
     except BrokenPipeError:  # whoever read the output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (HydraException, OmegaConfBaseException) as error:
+    except TOLD as error:
         sentence = explain(error)
         if sentence is None:
             raise
         tell(sentence)
         sys.exit(2)
+    finally:
+        silence()
+
+
+def check_flags() -> None:
+    """End the command with a sentence where Hydra would print its usage, as for `--nonsense`."""
+
+    def refuse(message: str) -> NoReturn:
+        tell(f"{message}; --help lists what there is")
+        sys.exit(2)
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args()
 
 
 def _orphaned() -> bool:
@@ -158,14 +185,37 @@ def remove_empty(folder: Path) -> None:
 def maker(config: DictConfig, key: str) -> Callable[..., Any]:
     """Return what makes the object that `config[key]` declares, once called with what is missing.
 
-    Raises Mistake where a setting is none of the class's.
+    Raises Mistake where a setting is none that the class takes.
     """
-    target = get_object(config[key]._target_)
-    known = [name for name in inspect.signature(target).parameters if name != "self"]
-    for name in config[key]:
-        if not str(name).startswith("_") and name not in known:
-            raise Mistake(f"{key}.{name}: there is no such setting; {key} has {', '.join(known)}")
+    check_settings(config[key], key)
     return cast("Callable[..., Any]", instantiate(config[key], _partial_=True, _convert_="all"))
+
+
+def made(config: DictConfig, key: str, **others: Any) -> Any:
+    """Return the object that the settings below `key` declare.
+
+    others: arguments beside those declared.  Raises Mistake where a setting is none that the class takes.
+    """
+    check_settings(config, key)
+    return instantiate(config, **others, _convert_="all")
+
+
+def check_settings(config: DictConfig, key: str) -> None:
+    """Raise Mistake where the settings below `key` name no class, or are none that it takes."""
+    given = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if not isinstance(given, dict) or not isinstance(given.get("_target_"), str):
+        raise Mistake(
+            f"{key}: nothing says which class it is: give its yaml a `_target_`, or begin it with "
+            "`defaults: [NAME]`, the name of another yaml beside it that has one"
+        )
+    try:
+        target = get_object(given["_target_"])
+    except (ImportError, ValueError) as error:
+        raise Mistake(
+            f"{key}._target_={given['_target_']}: there is no such class: "
+            f"{' '.join(str(error.__cause__ or error).split())}"
+        ) from error
+    settings.check(target, {str(name): value for name, value in given.items()}, key)
 
 
 def tell(sentence: str) -> None:
@@ -180,10 +230,12 @@ def explain(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Mistake):
-            return str(cause)
+            return " ".join(str(cause).split())
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, InstantiationException):
         return _explain_call(error)
+    if isinstance(error, UnicodeDecodeError):
+        return _explain_encoding(error)
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or str(error).split()[-1]
         return f"{key} has no value yet: give {key}=..."
@@ -199,11 +251,23 @@ def explain(error: BaseException) -> str | None:
 def _explain_call(error: InstantiationException) -> str | None:
     where = re.search(r"full_key: (\S+)", str(error))
     key = where.group(1) if where else "the configuration"
+    found = re.match(r"Error locating target '(.*)'", str(error))
+    if found:
+        return f"{key}._target_={found[1]}: there is no such class"
     if error.__cause__ is None:
         return f"{key}: {' '.join(str(error).split())}"
     if isinstance(error.__cause__, TypeError | ValueError):
         return f"{key}: these settings are not accepted: {' '.join(str(error.__cause__).split())}"
     return None
+
+
+def _explain_encoding(error: UnicodeDecodeError) -> str | None:
+    readers = [
+        Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)[-3:]
+    ]
+    if not any("hydra" in parts or "omegaconf" in parts for parts in readers):
+        return None
+    return f"a yaml of the configuration is not UTF-8: {error}: save the file in that encoding"
 
 
 def _explain_choice(error: MissingConfigException) -> str:
@@ -225,8 +289,10 @@ def _override_of(error: Exception) -> str | None:
 
 def _explain_key(key: str) -> str:
     """Say that a setting does not exist, and what there is in its place."""
-    given = [arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]
-    kept = [arg for arg in given if arg.split("=")[0].lstrip("+~") != key]
+    given = get_args_parser().parse_args()
+    kept = [arg for arg in given.overrides if arg.split("=")[0].lstrip("+~") != key]
+    if given.config_dir:
+        kept.append(f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]")
     parent, _, name = key.rpartition(".")
     try:
         GlobalHydra.instance().clear()

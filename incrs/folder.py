@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from incrs import results
 from incrs.dashboard import Timing
-from incrs.errors import Mistake
+from incrs.errors import Mistake, is_full
 from incrs.module import ScenarioModule
-from incrs.results import Row, replace_text
+from incrs.results import Row, replace_text, replacing
 from incrs.roster import Roster
 from incrs.updaters.base import Weights
 
@@ -69,6 +70,20 @@ class RunFolder:
             finally:
                 file.unlink()
 
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Raise Mistake where the disk turns out to be full while inside."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if not is_full(error):
+                raise
+            how = f", then go on with resume={self.path}" if self.record else ""
+            raise Mistake(
+                f"{self.path}: the disk is full ({' '.join(str(error).split())}): free some of it{how}; "
+                "what was saved before is whole"
+            ) from error
+
     @property
     def results(self) -> Path:
         """The path of results.csv."""
@@ -78,7 +93,10 @@ class RunFolder:
     def record(self) -> dict[str, Any]:
         """What run.json says; empty where there is none."""
         file = self.path / "run.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        try:
+            return json.loads(file.read_text()) if file.exists() else {}
+        except ValueError as error:
+            raise Mistake(f"{file} cannot be read, so nothing can go on there: {error}") from error
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write run.json."""
@@ -113,9 +131,8 @@ class RunFolder:
         if roster.selective:
             written = {f"period={period:04d}.ids.safetensors": roster.ids} | written
         for name, tensors in written.items():
-            partial = folder / f".{name}.partial"
-            save_file(_plain(tensors), partial)
-            partial.replace(folder / name)
+            with replacing(folder / name) as partial:
+                save_file(_plain(tensors), partial)
 
     def save(self, period: int, scored: bool, module: ScenarioModule, roster: Roster) -> None:
         """Write the checkpoint after `period`, then drop the one before it.
@@ -126,12 +143,16 @@ class RunFolder:
         target = parent / (f"period={period:04d}" + ("-scored" if scored else ""))
         partial = parent / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(_plain(module.backbone.state_dict()), partial / "backbone.safetensors")
-        _write(partial / "optimizer", _unpack_optimizer(module.optimizer_state))
-        _write(partial / "roster", roster.state_dict())
-        for name, updater in module.updaters.items():
-            _write(partial / f"updater-{name}", updater.state_dict())
+        try:
+            partial.mkdir(parents=True)
+            save_file(_plain(module.backbone.state_dict()), partial / "backbone.safetensors")
+            _write(partial / "optimizer", _unpack_optimizer(module.optimizer_state))
+            _write(partial / "roster", roster.state_dict())
+            for name, updater in module.updaters.items():
+                _write(partial / f"updater-{name}", updater.state_dict())
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         for old in parent.glob("period=*"):

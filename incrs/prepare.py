@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from incrs.data.base import Source
-from incrs.door import enter
+from incrs.door import enter, made
 
 
 def prepare(config: DictConfig) -> None:
     """Prepare the log of `config.data` and print what it holds."""
-    source: Source = instantiate(config.data)
+    source: Source = made(config.data, "data")
     source.prepare()
     schema, roles = source.schema, source.roles
     ids = ", ".join(f"{name} {size - 1}" for name, size in schema.vocabularies.items())

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from incrs.console import number, terminal
-from incrs.results import POOLED, Row, Run
+from incrs.results import POOLED, Row, Run, replacing
 
 
 def scenarios_of(rows: Iterable[Row]) -> list[str]:
@@ -22,9 +22,15 @@ def scenarios_of(rows: Iterable[Row]) -> list[str]:
 
 
 def show_run(rows: Sequence[Row], about: Run, names: Mapping[int, str]) -> None:
-    """Print a run's tables: periods by scenarios, AUC then log loss, the means at the foot."""
+    """Print a run's tables: periods by scenarios, AUC then log loss, and those of who is new."""
+    if not rows:
+        terminal.print("no period was scored yet: the log ends with the warm-up")
+        return
     for metric, title in (("auc", "AUC"), ("logloss", "log loss")):
         terminal.print(table_of_run(rows, metric, f"{title}: {' · '.join(about[1:4])}", names))
+    table = table_of_news(rows)
+    if table.columns:
+        terminal.print(table)
 
 
 def table_of_run(rows: Sequence[Row], metric: str, title: str, names: Mapping[int, str]) -> Table:
@@ -61,6 +67,35 @@ def table_of_run(rows: Sequence[Row], metric: str, title: str, names: Mapping[in
     return table
 
 
+def table_of_news(rows: Sequence[Row]) -> Table:
+    """Return AUC, log loss and share of the rows of new and of known users and items.
+
+    Means over the test periods, or the tune periods where there is no test period.
+    """
+    role = "test" if any(row.role == "test" for row in rows) else "tune"
+    table = Table(title=f"who is new: {role} periods", title_justify="left", box=box.SIMPLE_HEAD)
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.role == role and row.scenario == POOLED:
+            found.setdefault(row.metric, []).append(row)
+    groups = [name.removeprefix("auc_") for name in found if name.startswith("auc_")]
+    if not groups:
+        return table
+    table.add_column("")
+    for group in groups:
+        table.add_column(group.replace("_", " "), justify="right")
+    for metric, label in (("auc", "AUC"), ("logloss", "log loss")):
+        means = [
+            [row.value for row in found[f"{metric}_{group}"] if row.value is not None]
+            for group in groups
+        ]
+        table.add_row(label, *(number(float(np.mean(m)) if m else None) for m in means))
+    every = sum(row.rows for row in found["auc"])
+    shares = [sum(row.rows for row in found[f"auc_{group}"]) / every for group in groups]
+    table.add_row("rows", *(f"{share:.1%}" for share in shares))
+    return table
+
+
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
     """Draw AUC by period, a panel for each scenario, the oracle dotted where it is known."""
     names = scenarios_of(rows)
@@ -84,6 +119,5 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
         for axis in axes[len(names) :]:
             axis.remove()
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
-        partial = path.with_name(f".{path.stem}.partial.png")
-        figure.savefig(partial, dpi=150)
-    partial.replace(path)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=150, format="png")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -32,6 +35,16 @@ def listen() -> None:
     """Turn SIGINT and SIGTERM into Interrupted from now on; main thread only."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    sys.unraisablehook = _again
+
+
+def _again(lost: sys.UnraisableHookArgs) -> None:
+    """Send a signal once more that came where Python lets no exception out, as in a `__del__`."""
+    if isinstance(lost.exc_value, Interrupted):
+        arguments = (os.getpid(), lost.exc_value.number)
+        threading.Timer(0.05, os.kill, arguments).start()  # by then Python is out of there
+    else:
+        sys.__unraisablehook__(lost)
 
 
 @contextmanager
@@ -46,3 +59,9 @@ def uninterrupted() -> Iterator[None]:
         if not _held and _waiting is not None:
             number, _waiting = _waiting, None
             raise Interrupted(number)
+
+
+def silence() -> None:
+    """Let a signal end the process at once from now on: nothing is left to finish."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)

@@ -165,6 +165,7 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
             f"periods added behind; start a new run, or give back the files of "
             f"{config.data.get('path', 'the log')}"
         )
+    record["finished"] = False
     record["data"] = {
         "fingerprint": source.fingerprint,
         "roles": [str(role) for role in source.roles],

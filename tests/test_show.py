@@ -22,6 +22,22 @@ def test_curves_are_a_picture_with_a_panel_for_each_scenario(tmp_path: Path) -> 
     assert not list(tmp_path.glob(".*partial*"))
 
 
+def test_new_and_known_users_have_a_table_of_their_own() -> None:
+    def row(metric: str, value: float | None, rows: int) -> list[Row]:
+        both = [ROWS[0]._replace(metric=metric, value=value, rows=rows, role="tune")]
+        return [*both, both[0]._replace(role="test"), both[0]._replace(role="test", value=None)]
+
+    rows = [
+        *row("auc", 0.7, 100),
+        *row("auc_new_users", 0.6, 20),
+        *row("logloss_new_users", 0.5, 20),
+    ]
+    table = show.table_of_news(rows)
+    assert [column.header for column in table.columns] == ["", "new users"]
+    assert list(table.columns[1].cells) == ["0.6000", "0.5000", "20.0%"]
+    assert not show.table_of_news([r for r in rows if r.metric == "auc"]).columns
+
+
 def test_a_run_table_has_a_line_for_each_period_and_each_role() -> None:
     table = show.table_of_run(ROWS, "auc", "AUC", {7: "2022-05-02"})
     assert [column.header for column in table.columns] == ["period", "role", "home", POOLED]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +15,10 @@ from incrs.signals import Interrupted, listen, uninterrupted
 @pytest.fixture(autouse=True)
 def listening() -> Iterator[None]:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    hook = sys.unraisablehook
     listen()
     yield
+    sys.unraisablehook = hook
     signal.signal(signal.SIGINT, before[0])
     signal.signal(signal.SIGTERM, before[1])
 
@@ -39,6 +43,20 @@ def test_a_signal_in_a_write_waits_for_its_end() -> None:
     with pytest.raises(Interrupted):
         write()
     assert done == ["inner", "outer"]
+
+
+def test_a_signal_that_meets_the_end_of_an_object_is_not_lost() -> None:
+    class Ending:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def end_one() -> None:
+        one = Ending()
+        del one
+        time.sleep(5)
+
+    with pytest.raises(Interrupted):
+        end_one()
 
 
 def test_an_error_in_a_write_is_not_hidden() -> None:

@@ -102,4 +102,6 @@ def assign_roles(
             f"{where}.test={most} ask for at least {asked}: lower one of them or give more of the log"
         )
     end = periods if test is None else asked
-    return ([Role.PRETRAIN] * pretrain + [Role.TUNE] * tune + [Role.TEST] * periods)[:end]
+    return ([Role.PRETRAIN] * pretrain + [Role.TUNE] * min(tune, periods) + [Role.TEST] * periods)[
+        :end
+    ]

@@ -21,6 +21,7 @@ ALLOWED: dict[str, tuple[str | None, ...]] = {
     "period": ("day", "hours", "count", "column"),
 }
 TIME_FIELDS = ("hour", "weekday")
+MOST = 10_000  # values of a row in one list
 
 
 @dataclass(kw_only=True, eq=False)
@@ -114,14 +115,21 @@ class Declaration:
                     f"data.{option}={getattr(self, option)} is no date such as 2022-04-25"
                 ) from error
         for option, least in (("history", 0), ("negatives", 0), ("multivalued_length", 1)):
-            if getattr(self, option) < least:
-                raise Mistake(f"data.{option}={getattr(self, option)} must be at least {least}")
+            if not least <= getattr(self, option) <= MOST:
+                raise Mistake(
+                    f"data.{option}={getattr(self, option)} must be at least {least} and at most {MOST}"
+                )
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise Mistake(f"data.name={self.name!r} names a folder: give a word without slashes")
         if self.memory_rows is not None and self.memory_rows < 1:
             raise Mistake(
                 f"data.memory_rows={self.memory_rows}: give a number of rows from 1, or null for any"
             )
         for join in self.joins:
-            if not {"file", "key"} <= set(join) <= {"file", "key", "file_key", "columns"}:
+            texts = [value for name, value in join.items() if name != "columns"]
+            known = {"file", "key"} <= set(join) <= {"file", "key", "file_key", "columns"}
+            listed = isinstance(join.get("columns") or [], list | tuple)
+            if not known or not listed or not all(isinstance(one, str) for one in texts):
                 raise Mistake(
                     f"data.joins: {join} must have file and key, and may have file_key and columns"
                 )

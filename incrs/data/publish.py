@@ -6,7 +6,6 @@ next preparation. One process at a time writes.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -19,9 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from incrs.data.store import Store, state_folder
-from incrs.errors import Mistake
-
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+from incrs.errors import Mistake, is_full
 
 
 def prepared(
@@ -59,12 +56,6 @@ def prepared(
         ) from error
     assert store is not None
     return store
-
-
-def is_full(error: BaseException) -> bool:
-    """Return whether an error of the system or of polars says that there is no space to write."""
-    words = [os.strerror(number) for number in FULL]
-    return getattr(error, "errno", None) in FULL or any(word in str(error) for word in words)
 
 
 def _write(folder: Path, write: Callable[[Path, Path], None]) -> None:

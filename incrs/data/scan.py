@@ -29,7 +29,12 @@ def find_files(root: Path, globs: Sequence[str], where: str, advice: str) -> lis
         raise Mistake(f"data.path={root} is not a folder.{' ' if advice else ''}{advice}")
     found: set[Path] = set()
     for glob in globs:
-        files = {f for f in root.glob(glob) if f.is_file() and f.name.endswith(KINDS)}
+        try:
+            files = {f for f in root.glob(glob) if f.is_file() and f.name.endswith(KINDS)}
+        except (ValueError, NotImplementedError) as error:
+            raise Mistake(
+                f"{where}: {glob!r} is no pattern of files in a folder, such as *.csv"
+            ) from error
         if not files:
             kinds = ", ".join(KINDS)
             raise Mistake(
