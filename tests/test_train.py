@@ -154,7 +154,9 @@ def test_a_log_of_ones_own_is_a_few_lines_of_yaml_and_its_mistakes_are_said(tmp_
     wrong = train(tmp_path, *shop, "data.store=other")
     assert wrong.returncode == 2
     assert "0 or 1" in wrong.stderr
-    prepared = train(tmp_path, *shop, "data.label_threshold=1", "data.store=other", module="incrs.prepare")
+    prepared = train(
+        tmp_path, *shop, "data.label_threshold=1", "data.store=other", module="incrs.prepare"
+    )
     assert prepared.returncode == 0, prepared.stderr
     assert "shop: 6 periods" in prepared.stdout or "shop: 5 periods" in prepared.stdout
 
