@@ -22,7 +22,7 @@ LOG = [
     "data.items=300",
     "data.periods=11",
     "batch_size=1500",
-    "trainer.precision=64-true",  # in 32 bits Adam makes much of the last digit of a gradient near 0
+    "trainer.precision=64-true",  # in 32 bits a ReLU flips on the last digit, and runs drift apart
 ]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
 
@@ -98,10 +98,11 @@ def test_two_processes_killed_and_resumed_give_the_numbers_of_one(
     assert_same(alone[updater], folder)
 
 
-def test_in_single_precision_they_agree_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_in_single_precision_they_agree_until_a_relu_flips(tmp_path: Path) -> None:
     for name, arguments in (("one", []), ("two", TWO)):
         (tmp_path / name).mkdir()
-        done = train(tmp_path / name, *LOG, *arguments, "trainer.precision=32-true")
+        what = ["model=dcn", "updater=incctr", "trainer.precision=32-true"]
+        done = train(tmp_path / name, *LOG, *arguments, *what)
         assert done.returncode == 0, done.stderr
     assert_same(*(run_folders(tmp_path / name)[0] for name in ("one", "two")), weight=1e-5)
 
