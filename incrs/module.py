@@ -53,7 +53,7 @@ class ScenarioModule(L.LightningModule):
         self.optimizer_state: dict[str, Any] | None = None
         self.learning_rate: float | None = None  # of the next fit; None: the optimizer's own
         self.losses: list[Tensor] = []  # one scalar a step, on the device, of the last fit
-        self._make_optimizer, self._carry = optimizer, carry_optimizer
+        self.make_optimizer, self._carry = optimizer, carry_optimizer
         tried = optimizer([nn.Parameter(torch.zeros(1))])
         self._sparse: bool = getattr(tried, "wants_sparse_gradients", False)
         for table, _ in tables.values():
@@ -110,6 +110,8 @@ class ScenarioModule(L.LightningModule):
                         if value.ndim:
                             entry[key] = move(value, value.new_zeros(()))
         self.ids = dict(ids)
+        for updater in self.updaters.values():
+            updater.rows_move(self, moves)
 
     def remember(self) -> None:
         """Make the weights of now those of the previous model, if any updater asks for it."""
@@ -181,7 +183,7 @@ class ScenarioModule(L.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Make the optimizer of this fit, and load the state carried over from the last one."""
-        optimizer = self._make_optimizer(self.backbone.parameters())
+        optimizer = self.make_optimizer(self.backbone.parameters())
         rates = [group["lr"] for group in optimizer.param_groups]
         if self._carry and self.optimizer_state is not None:
             optimizer.load_state_dict(self.optimizer_state)

@@ -17,7 +17,7 @@ import torch
 
 from incrs import results, together
 from incrs.dashboard import Timing, Watcher
-from incrs.data.stream import History, PeriodStream
+from incrs.data.stream import AlignedLoader, BatchLoader, History, PeriodStream
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule, clone
@@ -54,6 +54,7 @@ class _Steps(L.Callback):
 class Fit:
     """`fit(module, *periods, epochs=1)` trains any LightningModule on periods' rows, shuffled.
 
+    With `aligned=True` a step has a batch of each period, not of all of them together.
     A fresh Trainer each time: one that is fitted twice trains nothing the second time.
     """
 
@@ -61,13 +62,19 @@ class Fit:
         self._trainer, self._stream, self._steps = trainer, stream, _Steps(watchers)
         self.seed = 0
 
-    def __call__(self, module: L.LightningModule, *periods: Period, epochs: int = 1) -> None:
+    def __call__(
+        self, module: L.LightningModule, *periods: Period, epochs: int = 1, aligned: bool = False
+    ) -> None:
         """Train the module; afterwards its weights and optimizer state are those of the last step."""
         callbacks: list[L.Callback] = [self._steps]
         if isinstance(module, ScenarioModule):
             callbacks += module.updaters.values()
         trainer = make_trainer(self._trainer, callbacks, epochs)
-        loader = self._stream.loader(Period.concat(periods), self.seed)
+        loader: BatchLoader | AlignedLoader
+        if aligned:
+            loader = self._stream.aligned(periods, self.seed)
+        else:
+            loader = self._stream.loader(Period.concat(periods), self.seed)
         for watcher in self._steps.watchers:
             watcher.period_begins(periods[-1].index, periods[-1].name, epochs * len(loader))
         trainer.fit(module, loader)

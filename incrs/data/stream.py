@@ -6,6 +6,7 @@ for history, following in stream.pairs():
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import overload
@@ -142,6 +143,36 @@ class BatchLoader:
         return rows
 
 
+class AlignedLoader:
+    """Goes through several periods at once: tuples of batches, one of each period, a new order each epoch.
+
+    periods: as BatchLoader's. The last one is cut into the fewest batches of at most `size` rows, the
+    others into as many; a period's batches are equally large but for the last one. Where a period has
+    too few rows for so many, None stands for the batches that it lacks.
+    seed, translate: as BatchLoader's; every period has an order of its own.
+    """
+
+    def __init__(
+        self,
+        periods: Sequence[Period],
+        size: int,
+        seed: int,
+        translate: Callable[[Batch], Batch] | None = None,
+    ):
+        self._count = -(-len(periods[-1]) // size)
+        sizes = [max(1, -(-len(period) // max(1, self._count))) for period in periods]
+        self._loaders = [
+            BatchLoader(period, rows, seed + i, 0.0, translate)
+            for i, (period, rows) in enumerate(zip(periods, sizes, strict=True))
+        ]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[Batch | None, ...]]:
+        return itertools.zip_longest(*(x if len(x) else () for x in self._loaders))
+
+
 def _mine(count: int) -> slice:
     """Return which of `count` rows of a batch are this process's."""
     each, more = divmod(count, together.processes())
@@ -199,3 +230,7 @@ class PeriodStream(L.LightningDataModule):
         """Return batches of the period: shuffled by `seed`, or in the rows' order for scoring."""
         rate = 0.0 if seed is None else self.unknown_rate
         return BatchLoader(period, self.batch_size, seed, rate, self.roster.translate)
+
+    def aligned(self, periods: Sequence[Period], seed: int) -> AlignedLoader:
+        """Return tuples of the periods' batches, shuffled by `seed`; no value is read as unknown."""
+        return AlignedLoader(periods, self.batch_size, seed, self.roster.translate)

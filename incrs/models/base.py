@@ -40,12 +40,15 @@ class Tables(nn.Module, ABC):
     """Parameters with a row for each id of a vocabulary; the rows come and go with the ids.
 
     names: vocabulary -> its key in `tables`.  tables: key -> (rows, ...); row 0 is the unknown's.
+    fields, lists: name -> vocabulary, of all that a `Batch` holds; fields in its columns' order.
     sparse: True where the tables' gradients hold the rows of the batch alone, for an optimizer that
     updates no others.
     """
 
     names: dict[str, str]
     tables: nn.ParameterDict
+    fields: dict[str, str]
+    lists: dict[str, str]
     sparse: bool = False
 
     @abstractmethod

@@ -22,13 +22,16 @@ from incrs.models.base import Output
 from incrs.period import Batch, Period
 
 if TYPE_CHECKING:
-    from incrs.module import ScenarioModule
+    from incrs.module import Move, ScenarioModule
 
 Weights = Mapping[str, Tensor]
 """A backbone's parameters and buffers by name, as in its `state_dict`."""
 
 Fit = Callable[..., None]
-"""`fit(module, *periods, epochs=1)` trains any LightningModule on the rows of the periods."""
+"""`fit(module, *periods, epochs=1)` trains any LightningModule on the rows of the periods.
+
+With `aligned=True` every step has a tuple of batches, one of each period: see `AlignedLoader`.
+"""
 
 
 class Updater(L.Callback):
@@ -67,6 +70,12 @@ class Updater(L.Callback):
     def serving_weights(self, module: ScenarioModule, weights: Weights) -> Weights:
         """Return the weights that go to serve D_{t+1}; default: those just trained."""
         return weights
+
+    def rows_move(self, module: ScenarioModule, moves: Mapping[str, Move]) -> None:
+        """Move what is kept for the rows of the tables, for ids came or went before training on D_t.
+
+        moves: name of a table's parameter -> where its rows go; see `incrs.module.Move`.
+        """
 
     def learn_next(
         self, module: ScenarioModule, history: Sequence[Period], following: Period, fit: Fit

@@ -21,6 +21,8 @@ from incrs.runner import run
 from incrs.updaters.base import Updater, check
 from tests.conftest import CONF, SmallBackbone, SmallSource
 
+SOONER = {"asmg": {"k": 2}}
+"""Settings with which an updater does all that it does within six periods."""
 NAMES = sorted(path.stem for path in (CONF / "updater").glob("*.yaml"))
 
 
@@ -29,6 +31,7 @@ def made(names: tuple[str, ...]) -> dict[str, Updater]:
     for name in names:
         config = OmegaConf.load(CONF / "updater" / f"{name}.yaml")
         assert list(config) == [name], f"{name}.yaml must hold one key, {name}"
+        config[name].update(SOONER.get(name, {}))
         updaters |= instantiate(config, _convert_="all")
     return updaters
 
@@ -43,7 +46,8 @@ def makes_sense(names: tuple[str, ...]) -> bool:
 
 SINGLE = [(name,) for name in NAMES]
 LISTS = SINGLE + [pair for pair in itertools.permutations(NAMES, 2) if makes_sense(pair)]
-every_list = pytest.mark.parametrize("names", LISTS, ids="+".join)
+PAIRS = [pytest.param(pair, marks=pytest.mark.slow) for pair in LISTS[len(SINGLE) :]]
+every_list = pytest.mark.parametrize("names", SINGLE + PAIRS, ids="+".join)
 
 
 def run_all(names: tuple[str, ...], source: SmallSource, folder: Path) -> list[Row]:

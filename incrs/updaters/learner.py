@@ -1,0 +1,199 @@
+"""`WeightLearner`: trains a generator of weights by how well they do on rows of the log."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from incrs import together
+from incrs.errors import Mistake
+from incrs.models.base import Backbone, Tables
+from incrs.period import Batch, Period
+from incrs.updaters.base import Weights
+
+SMALL = 128
+"""Tables of at most so many rows are generated whole; of larger ones, the rows of the batch alone."""
+
+Known = Mapping[str, Sequence[Tensor]]
+"""What a generator is given, by name; under a table's name tensors (rows, ...), one row an id."""
+
+Needed = Mapping[str, Sequence[int]]
+"""Name of a table -> for every batch, how many of the rows in front it or a later one holds."""
+
+Batches = Sequence[Batch | None]
+
+
+class Asked(NamedTuple):
+    """What a step takes to the device: its batches, renumbered, and what is known of their rows."""
+
+    batches: tuple[Batch | None, ...]
+    known: dict[str, tuple[Tensor, ...]]
+    needed: Needed
+
+
+def large(backbone: Backbone) -> dict[str, tuple[Tables, str]]:
+    """Return those of the backbone's tables that have more than SMALL rows."""
+    tables = backbone.tables()
+    return {name: x for name, x in tables.items() if len(backbone.get_parameter(name)) > SMALL}
+
+
+def renumbered(
+    batches: Batches, tables: Mapping[str, tuple[Tables, str]]
+) -> tuple[tuple[Batch | None, ...], dict[str, Tensor], Needed]:
+    """Return the batches with the rows of tables counted anew, which rows, (u,), and who needs them.
+
+    Rows come in the order of the last batch that holds them, the last one's first; row 0, the
+    unknown's and in lists the padding, stays 0.  tables: name -> where it is and its vocabulary; ids of
+    other vocabularies stay as they are.
+    """
+    if not tables:
+        return tuple(batches), {}, {}
+    of, _ = next(iter(tables.values()))
+    columns = list(of.fields.values())
+    made = [
+        None if b is None else b._replace(fields=b.fields.clone(), lists=dict(b.lists))
+        for b in batches
+    ]
+    rows: dict[str, Tensor] = {}
+    needed: dict[str, list[int]] = {}
+    for vocabulary in {vocabulary: None for _, vocabulary in tables.values()}:
+        held = [j for j, v in enumerate(columns) if v == vocabulary]
+        named = [name for name, v in of.lists.items() if v == vocabulary]
+        ids = [
+            [x.flatten() for x in (b.fields[:, held], *(b.lists[name] for name in named))]
+            if b
+            else []
+            for b in made
+        ]
+        parts = [torch.cat([torch.zeros(1, dtype=torch.int32), *some]) for some in ids]
+        unique, places = torch.unique(torch.cat(parts), return_inverse=True)
+        user = torch.zeros_like(unique)
+        for j, place in enumerate(places.split([len(part) for part in parts])):
+            user[place] = j
+        order = torch.argsort(user, descending=True, stable=True)
+        rank = torch.empty_like(order).int()
+        rank[order] = torch.arange(len(order), dtype=torch.int32)
+        rows[vocabulary] = unique[order]
+        counts = torch.bincount(user, minlength=len(parts))
+        needed[vocabulary] = counts.flip(0).cumsum(0).flip(0).tolist()
+        for batch, part, place in zip(
+            made, ids, rank[places].split([len(part) for part in parts]), strict=True
+        ):
+            if batch:
+                new = place[1:].split([len(x) for x in part])
+                batch.fields[:, held] = new[0].view(len(batch.label), len(held))
+                for name, x in zip(named, new[1:], strict=True):
+                    batch.lists[name] = x.view_as(batch.lists[name])
+    return (
+        tuple(made),
+        {name: rows[vocabulary] for name, (_, vocabulary) in tables.items()},
+        {name: needed[vocabulary] for name, (_, vocabulary) in tables.items()},
+    )
+
+
+class WeightLearner(L.LightningModule):
+    """Trains `generator` alone: loss = sum over j of shares[j] * backbone.loss(batch j, weights j).
+
+    A step's batches are a tuple, as an aligned fit has them.  backbone: how weights score rows; its own
+    are not used.  generator: `generator(known, needed)` returns the parameters j = 0, 1, ..., tables with
+    the rows that it was given; what it returns of those that no batch needs from j on does not matter.
+    known: what it is given, on the CPU. Of large tables a step brings the rows of its batches to the
+    device, which gives the gradient of generating all of them, for the rows of a table are generated
+    each for itself; the rest of `known` is brought there once.
+    buffers: of every j, what else a backbone needs.
+    optimizer: makes the optimizer.  state: what it goes on from, a parameter's number -> name ->
+    tensor, None or empty: cold; after a fit, what it came to.
+    Scores are those of evaluation mode, as when the weights serve.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        generator: nn.Module,
+        known: Known,
+        shares: Sequence[float],
+        buffers: Sequence[Weights],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        state: dict[int, dict[str, Tensor]] | None = None,
+    ):
+        super().__init__()
+        self.generator = generator
+        self.state = state or {}
+        self.losses: list[Tensor] = []  # one scalar a step, of the last fit
+        self._known, self._shares, self._fixed = known, tuple(shares), list(buffers)
+        self._large = large(backbone)
+        # In evaluation mode without a copy of the weights; in a tuple: no submodule.
+        shared: dict[int, Any] = {id(x): x for x in (*backbone.parameters(), *backbone.buffers())}
+        self._backbone = (copy.deepcopy(backbone, shared).eval(),)
+        self._make_optimizer = optimizer
+        self._near: dict[str, tuple[Tensor, ...]] = {}
+
+    def on_train_start(self) -> None:
+        """Bring to the device what every step needs."""
+        self._near = {
+            name: tuple(x.to(self.device) for x in some)
+            for name, some in self._known.items()
+            if name not in self._large
+        }
+        self._fixed = [
+            {name: x.to(self.device) for name, x in some.items()} for some in self._fixed
+        ]
+
+    def on_before_batch_transfer(self, batch: Batches, dataloader_idx: int) -> Asked:
+        """Return the batches with what is known of their rows."""
+        batches, rows, needed = renumbered(batch, self._large)
+        known = {
+            name: tuple(x.index_select(0, ids) for x in self._known[name])
+            for name, ids in rows.items()
+        }
+        return Asked(batches, known, needed)
+
+    def training_step(self, asked: Asked, batch_idx: int) -> Tensor:
+        """Return the loss of a step; among several processes its share times their number."""
+        (backbone,) = self._backbone
+        generated = self.generator({**self._near, **asked.known}, asked.needed)
+        steps = zip(self._shares, generated, self._fixed, asked.batches, strict=True)
+        loss = torch.zeros((), device=self.device)
+        for share, weights, buffers, batch in steps:
+            if batch is not None:
+                output = functional_call(backbone, {**weights, **buffers}, (batch,))
+                loss = loss + share * backbone.loss(batch, output)
+        self.losses.append(loss.detach())
+        return loss if together.alone() else together.processes() * loss
+
+    def configure_optimizers(self) -> Optimizer:
+        """Make the optimizer, and load the state carried over."""
+        optimizer = self._make_optimizer(self.generator.parameters())
+        if self.state:
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": self.state, "param_groups": groups})
+        return optimizer
+
+    def on_train_end(self) -> None:
+        """Keep the optimizer's state, and drop what is on the device."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        self.state = {
+            number: {name: torch.as_tensor(x).detach().cpu().clone() for name, x in entry.items()}
+            for number, entry in optimizer.state_dict()["state"].items()
+        }
+        self._near = {}
+
+    def check(self, name: str, period: Period) -> None:
+        """Raise Mistake where a loss of the last fit was not finite.  name: of the updater."""
+        (losses,) = together.summed(torch.stack(self.losses))
+        broken = (~losses.isfinite()).nonzero().flatten().tolist()
+        if broken:
+            raise Mistake(
+                f"{name}: the loss of the generated weights is not finite on period {period.index} "
+                f"({period.name}), from step {broken[0] + 1} of {len(losses)} on: a smaller "
+                f"updater.{name}.learning_rate may prevent it, or a smaller optimizer.lr; the periods "
+                "before are kept"
+            )
