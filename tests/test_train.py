@@ -14,6 +14,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.conftest import CONF
+
 SMALL = ["model=shared_bottom", "data.rows_per_period=400", "data.users=100", "data.items=80"]
 
 
@@ -236,7 +238,8 @@ def test_help_and_configuration_read_well(tmp_path: Path) -> None:
     helped = train(tmp_path, "--help")
     assert helped.returncode == 0
     assert "python -m incrs.train -m updater=finetune,incmsr" in helped.stdout
-    assert "updater: batch, finetune, frozen, incctr, incmsr" in helped.stdout
+    updaters = sorted(path.stem for path in (CONF / "updater").glob("*.yaml"))
+    assert f"updater: {', '.join(updaters)}" in helped.stdout
     shown = train(tmp_path, "--cfg", "job", "updater=[incmsr,incctr]", "updater.incmsr.weight=0.5")
     assert shown.returncode == 0
     assert "weight: 0.5" in shown.stdout
