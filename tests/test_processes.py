@@ -43,7 +43,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return dict(zip(UPDATERS, run_folders(where), strict=True))
 
 
-def assert_same(ours: Path, theirs: Path, weight: float = 1e-9) -> None:
+def assert_same(ours: Path, theirs: Path, weight: float = 1e-9, metric: float = 1e-6) -> None:
     rows = [results.read(folder / "results.csv") for folder in (ours, theirs)]
     for one, other in zip(*rows, strict=True):
         assert one[:9] == other[:9]
@@ -51,7 +51,7 @@ def assert_same(ours: Path, theirs: Path, weight: float = 1e-9) -> None:
         if one.value is None or other.value is None:
             assert one.value is other.value
         elif one.metric == "logloss" or (one.metric, one.scenario) == ("auc", "all"):
-            assert one.value == pytest.approx(other.value, abs=1e-6)
+            assert one.value == pytest.approx(other.value, abs=metric)
     names = [
         sorted(path.name for path in (folder / "serving").iterdir()) for folder in (ours, theirs)
     ]
@@ -98,13 +98,15 @@ def test_two_processes_killed_and_resumed_give_the_numbers_of_one(
     assert_same(alone[updater], folder)
 
 
-def test_in_single_precision_they_agree_until_a_relu_flips(tmp_path: Path) -> None:
+def test_in_single_precision_they_stay_close_though_a_relu_may_flip(tmp_path: Path) -> None:
     for name, arguments in (("one", []), ("two", TWO)):
         (tmp_path / name).mkdir()
         what = ["model=dcn", "updater=incctr", "trainer.precision=32-true"]
         done = train(tmp_path / name, *LOG, *arguments, *what)
         assert done.returncode == 0, done.stderr
-    assert_same(*(run_folders(tmp_path / name)[0] for name in ("one", "two")), weight=1e-5)
+    assert_same(
+        *(run_folders(tmp_path / name)[0] for name in ("one", "two")), weight=5e-2, metric=2e-3
+    )
 
 
 def test_torchrun_starts_the_processes_of_a_sweep_together(
