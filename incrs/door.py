@@ -141,7 +141,7 @@ def enter(job: Callable[[DictConfig], None]) -> None:
     except BrokenPipeError:  # whoever read the output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except TOLD as error:
+    except (*TOLD, ValueError) as error:
         sentence = explain(error)
         if sentence is None:
             raise
@@ -236,6 +236,8 @@ def explain(error: BaseException) -> str | None:
         return _explain_call(error)
     if isinstance(error, UnicodeDecodeError):
         return _explain_encoding(error)
+    if isinstance(error, ValueError) and not isinstance(error, TOLD):
+        return _explain_defaults(error)
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or str(error).split()[-1]
         return f"{key} has no value yet: give {key}=..."
@@ -259,6 +261,14 @@ def _explain_call(error: InstantiationException) -> str | None:
     if isinstance(error.__cause__, TypeError | ValueError):
         return f"{key}: these settings are not accepted: {' '.join(str(error.__cause__).split())}"
     return None
+
+
+def _explain_defaults(error: ValueError) -> str | None:
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    if not last or "hydra" not in Path(last[0].filename).parts:
+        return None
+    said = " ".join(str(error).split())
+    return f"a yaml of the configuration: {said}: give its `defaults` as a list of names, such as [log]"
 
 
 def _explain_encoding(error: UnicodeDecodeError) -> str | None:

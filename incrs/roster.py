@@ -59,6 +59,7 @@ class Roster:
             self.ids = {name: torch.arange(size) for name, size in schema.vocabularies.items()}
         self.known = dict.fromkeys(schema.vocabularies, 1)
         self._fields, self._lists = dict(schema.fields), dict(schema.lists)
+        self._of_history = schema.of_history()  # what was in a row of its own before
         self.selective = admission > 1 or expiry is not None
         self._row_of: dict[str, Tensor] = {}
         # for admission and expiry alone, (known,) each: appearances, period of the last one
@@ -91,7 +92,7 @@ class Roster:
         found += [
             (field.vocabulary, rows.lists[name].flatten())
             for name, field in self._lists.items()
-            if field.vocabulary not in shared
+            if field.vocabulary not in shared and name not in self._of_history
         ]
         return found
 

@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "name": "shop",
     "path": "log",
     "store": "store",
-    "files": ["one.csv", "two.csv.gz", "three.parquet"],
+    "files": ["one.csv", "two.csv.gz", "three.parquet", "four.json"],
     "time": "at",
     "label": "click",
     "user": "user",
@@ -82,6 +82,10 @@ def parquet_of(frame: pl.DataFrame) -> bytes:
     return out.getvalue()
 
 
+def json_of(frame: pl.DataFrame) -> bytes:
+    return frame.write_ndjson().encode()
+
+
 ITEMS = pl.DataFrame(
     {
         "item": [f"i{k}" for k in range(8)],
@@ -94,6 +98,7 @@ FILES: dict[str, tuple[pl.DataFrame, Callable[[pl.DataFrame], bytes]]] = {
     "one.csv": (rows(0), csv_of),
     "two.csv.gz": (rows(1), csv_of),  # packed once it is damaged, or before
     "three.parquet": (rows(2), parquet_of),
+    "four.json": (rows(3), json_of),
     "items.csv": (ITEMS, csv_of),
 }
 WHOLE = {name: write(frame) for name, (frame, write) in FILES.items()}
@@ -264,11 +269,10 @@ def broken_files(draw: Any) -> dict[str, bytes]:
     frame, write = FILES[name]
     for damage in draw(st.lists(tears(), max_size=2)):
         frame = damage(frame)
-    if write is csv_of:
-        flat = [
-            c for c, t in frame.schema.items() if not isinstance(t, pl.List | pl.Struct | pl.Binary)
-        ]
-        frame = frame.select(flat)
+    if write is not parquet_of:
+        none = pl.Binary | pl.Duration
+        none = none if write is json_of else none | pl.List | pl.Struct
+        frame = frame.select(c for c, t in frame.schema.items() if not isinstance(t, none))
     content = write(frame) if frame.width else b""
     damages, packed = draw(st.lists(cuts(), max_size=2)), draw(st.booleans())
     for damage in damages if not packed else []:
@@ -368,6 +372,9 @@ LIKELY = [
     *([{"file": one, "key": "item"}] for one in SCALARS),
     *([{"file": "items.csv", "key": one}] for one in SCALARS),
     *([{"url": one}] for one in SCALARS),
+    *([{"top": "user", "n": one}] for one in SCALARS),
+    *([{"at_least": one, "n": 2}] for one in SCALARS),
+    *({"tab": [one]} for one in SCALARS),
 ]
 
 
@@ -431,7 +438,7 @@ def outcome(make: Callable[[], Any]) -> str:
         source.prepare()
         for t in range(len(source.roles)):
             source.read(t)
-    except TOLD as error:
+    except (*TOLD, ValueError) as error:
         sentence = explain(error)
         if sentence is None:
             raise

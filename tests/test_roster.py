@@ -313,3 +313,19 @@ def test_the_unknown_row_is_trained_by_a_share_of_the_values(tmp_path):
 def test_a_wrong_setting_is_said(settings, sentence):
     with pytest.raises(Mistake, match=sentence):
         Roster(Living(9).schema, **settings)
+
+
+def test_what_the_historys_items_bring_counts_as_no_appearance():
+    words = {"words": ListField("word", 1), "history": ListField("item", 2)}
+    lists = words | {"history.words": ListField("word", 2)}
+    schema = Schema({"item": 9, "word": 9}, {"item": "item"}, lists, [], ["all"])
+    roster = Roster(schema, admission=2)
+    ids = {"words": [[1], [2]], "history": [[0, 0], [3, 3]], "history.words": [[0, 0], [1, 1]]}
+    held = {name: torch.tensor(rows, dtype=torch.int32) for name, rows in ids.items()}
+    fields = torch.tensor([[3], [3]], dtype=torch.int32)
+    rows = Batch(fields, held, torch.zeros(2, 0), torch.zeros(2).long(), torch.ones(2))
+    roster.see(Period(0, "0", assign_roles(1, 0, None, 1, "data")[0], rows))
+    admitted = roster.admit()
+    assert admitted["item"].tolist() == [0, 3]
+    assert admitted["word"].tolist() == [0]
+    assert not roster.translate(rows).lists["history.words"].any()

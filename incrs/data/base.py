@@ -32,10 +32,14 @@ class Schema:
 
     vocabularies: name -> number of ids, the unknown id 0 included.
     fields: field name -> vocabulary, in the order of `Batch.fields`' columns.
-    lists: list name -> ListField; a history shares the item's vocabulary.
+    lists: list name -> ListField; a history shares the item's vocabulary. `history.<column>` holds what
+    a column says of the history's items, in their order, as many places for each.
     numbers: names of `Batch.numbers`' columns.
     scenarios: what people call scenario 0, 1, ..., S-1.
     user, item: the names of the fields that identify them, or None where the log has none.
+    of_item: the fields, lists and numbers that follow the item, the item's own field aside; None where
+    the log does not say, as one prepared by an earlier version.
+    sampled: whether rows of label 0 were sampled for the positives, so that nobody was shown them.
     """
 
     vocabularies: Mapping[str, int]
@@ -45,10 +49,19 @@ class Schema:
     scenarios: Sequence[str]
     user: str | None = None
     item: str | None = None
+    of_item: Sequence[str] | None = ()
+    sampled: bool = False
 
     def column(self, field: str) -> int:
         """Return the column of `Batch.fields` that holds `field`."""
         return list(self.fields).index(field)
+
+    def of_history(self) -> dict[str, str]:
+        """Return the lists that hold a column of the history's items: list -> that column's name."""
+        names = {f"history.{name}": name for name in (*self.fields, *self.lists)}
+        return {
+            name: names[name] for name in self.lists if name in names and "history" in self.lists
+        }
 
 
 class Source(ABC):

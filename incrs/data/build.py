@@ -6,7 +6,7 @@ in memory: what grows is the ids. A first preparation is one that goes on from n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from incrs.data.base import ListField, Schema
-from incrs.data.columns import missing_column, resolve
+from incrs.data.base import Schema
+from incrs.data.columns import columns_of_item, missing_column, own_item_columns, resolve
 from incrs.data.cut import by_count, by_day, by_hours, ordered
-from incrs.data.declaration import HISTORY, Declaration
+from incrs.data.declaration import Declaration
 from incrs.data.encode import Encoder
+from incrs.data.filters import filtered
 from incrs.data.raw import columns_of
 from incrs.data.rows import Scenarios, read_rows, scenario_index
 from incrs.data.scan import ROW, TIME
@@ -45,7 +46,7 @@ def build(
     """
     own, side_tables = resolve(log, files, side_files)
     for file in files:
-        held = columns_of(file, log.separator)
+        held = columns_of(file, log.separator, log.format, own)
         for column in own:
             if column not in held:
                 raise missing_column(column, "data.files", [file], held)
@@ -67,9 +68,11 @@ def build(
         user=log.user,
         item=log.item,
         history=log.history,
+        history_of=log.history_of,
+        item_columns=own_item_columns(log, own),
         negatives=log.negatives,
         seed=log.negatives_seed,
-        candidates=_all_items(log, parts) if log.negatives_from == "all" else None,
+        candidates=_all_items(log, parts, own) if log.negatives_from == "all" else None,
     )
     periods = list(old.periods) if old else []
     if old:
@@ -91,17 +94,16 @@ def build(
         for file in parts[name].files:
             file.unlink()
 
-    lists = {name: ListField(name, log.multivalued_length) for name in log.multivalued}
-    if log.history and log.item:
-        lists = {HISTORY: ListField(log.item, log.history), **lists}
     schema = Schema(
         vocabularies={name: len(ids) for name, ids in encoder.vocabularies.items()},
         fields={name: name for name in log.single_fields},
-        lists=lists,
+        lists=log.list_fields(),
         numbers=list(log.numeric),
         scenarios=scenario_names,
         user=log.user,
         item=log.item,
+        of_item=columns_of_item(log, side_tables),
+        sampled=log.negatives > 0,
     )
     write_rest(new, schema, periods, encoder.vocabularies, encoder.state())
     return periods
@@ -125,10 +127,13 @@ def _split(
         name = by_day()
     elif log.period == "hours":
         name = by_hours(list(log.period_hours or []), log.timezone)
-    elif log.period == "count":
+    if log.filters or log.period == "count":
         stored = _stored(frames, room / "rows")
+        if log.filters:
+            stored = _filtered(log, stored, room / "kept")
         frames = ((source, pl.read_parquet(file)) for source, file in stored)
-        counted = by_count(lambda: (_order(file) for _, file in stored), log.period_count or 1)
+        if log.period == "count":
+            counted = by_count(lambda: (_order(file) for _, file in stored), log.period_count or 1)
     parts: dict[str, _Part] = {}
     for source, frame in frames:
         column = counted(frame) if counted else name
@@ -153,6 +158,20 @@ def _stored(frames: Iterable[tuple[Path, pl.DataFrame]], folder: Path) -> list[t
         frame.write_parquet(file, compression="lz4")
         stored.append((source, file))
     return stored
+
+
+def _filtered(
+    log: Declaration, stored: Sequence[tuple[Path, Path]], folder: Path
+) -> list[tuple[Path, Path]]:
+    """Write the rows that the filters keep to files below `folder`; the old files go."""
+    keep = filtered(log.filters, [file for _, file in stored])
+
+    def kept() -> Iterator[tuple[Path, pl.DataFrame]]:
+        for source, file in stored:
+            yield source, keep(pl.read_parquet(file))
+            file.unlink()
+
+    return _stored(kept(), folder)
 
 
 def _order(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -185,13 +204,14 @@ def _check_periods(
     log.assign(len(done) + len(names))  # complains before the work rather than after it
 
 
-def _all_items(log: Declaration, parts: Mapping[str, _Part]) -> pl.Series:
-    """Return every item of the log in order of appearance."""
+def _all_items(log: Declaration, parts: Mapping[str, _Part], own: Sequence[str]) -> pl.DataFrame:
+    """Return every item of the log in order of appearance, with its own columns at the first."""
     item = log.item or ""
-    seen = pl.DataFrame(schema={item: pl.String, TIME: pl.Int64, ROW: pl.Int64})
+    columns = [item, *own_item_columns(log, own)]
+    seen = pl.DataFrame(schema=dict.fromkeys(columns, pl.String) | {TIME: pl.Int64, ROW: pl.Int64})
     for part in parts.values():
         for file in part.files:
-            rows = pl.read_parquet(file, columns=[item, TIME, ROW]).drop_nulls(item)
+            rows = pl.read_parquet(file, columns=seen.columns).drop_nulls(item)
             both = pl.concat([seen, rows.select(seen.columns)]).sort(TIME, ROW)
             seen = both.unique(item, keep="first", maintain_order=True)
-    return seen[item]
+    return seen.select(columns)

@@ -35,11 +35,14 @@ def resolve(
 
     Raises Mistake when a column is nowhere, or in two places.
     """
-    here = columns_of(files[0], log.separator)
+    named = (log.time, log.day, log.label, log.scenario, log.period_column, log.user, log.item)
+    wanted = [*(name for name in named if name), *log.categorical, *log.multivalued, *log.numeric]
+    wanted += [*log.keep, *log.required]
+    here = columns_of(files[0], log.separator, log.format, wanted)
     offers: list[list[str]] = []
     for join, paths in zip(log.joins, side_files, strict=True):
-        names = columns_of(paths[0], log.separator)
         listed = join.get("columns")
+        names = columns_of(paths[0], log.separator, None, listed or [])
         for column in listed or []:
             if column not in names:
                 raise missing_column(column, "data.joins", paths, names)
@@ -55,6 +58,10 @@ def resolve(
         "user": [log.user],
         "item": [log.item],
         "joins": [join["key"] for join in log.joins],
+        "keep": log.keep,
+        "required": log.required,
+        "filters": [one.get("top") or one["at_least"] for one in log.filters],
+        "item_columns": log.item_columns,
     }
     joinable: dict[str, Iterable[str | None]] = {
         "categorical": log.categorical,
@@ -102,6 +109,20 @@ def resolve(
     return own, side_tables
 
 
+def own_item_columns(log: Declaration, own: Sequence[str]) -> list[str]:
+    """Return the columns of the log itself, of all of `own`, that belong to the row's item."""
+    named = dict.fromkeys([*log.item_columns, *log.history_of])
+    return [column for column in named if column in own]
+
+
+def columns_of_item(log: Declaration, side_tables: Sequence[SideTable]) -> list[str]:
+    """Return the columns that follow the item: those said to, and those joined by it."""
+    joined = [name for one in side_tables if one.key == log.item for name in one.frame.columns]
+    return list(
+        dict.fromkeys(c for c in (*log.item_columns, *log.history_of, *joined) if c != log.item)
+    )
+
+
 def missing_column(
     column: str, where: str, files: Iterable[Path], columns: Sequence[str]
 ) -> Mistake:
@@ -130,7 +151,7 @@ def read_side_table(
     parts = []
     for file in files:
         wanted = list(dict.fromkeys([file_key, *columns]))
-        names = columns_of(file, separator)
+        names = columns_of(file, separator, None, wanted)
         for column in wanted:
             if column not in names:
                 raise missing_column(column, where, [file], names)

@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from incrs.data.base import assign_roles
+from incrs.data.base import ListField, assign_roles
 from incrs.data.scan import PER_SECOND
 from incrs.errors import Mistake
 from incrs.period import Role
@@ -19,8 +19,11 @@ ALLOWED: dict[str, tuple[str | None, ...]] = {
     "numeric_transform": ("log", "none"),
     "negatives_from": ("seen", "all"),
     "period": ("day", "hours", "count", "column"),
+    "format": (None, "csv", "json", "parquet"),
 }
 TIME_FIELDS = ("hour", "weekday")
+YEARS = ("%Y", "%y", "%C", "%G", "%D", "%F", "%c", "%x", "%v", "%s", "%+")  # in a pattern of times
+FILTERS = ("top", "at_least")
 MOST = 10_000  # values of a row in one list
 
 
@@ -33,14 +36,19 @@ class Declaration:
     store: str
     files: str | Sequence[str]
     time: str
+    format: str | None = None
     separator: str = ","
     null_values: Sequence[str] = ("", "NULL", "null", "NaN", "nan", "\\N")
     time_unit: str = "s"
+    time_year: int | None = None
     timezone: str = "UTC"
     day: str | None = None
     day_format: str = "%Y-%m-%d"
     start: str | None = None
     end: str | None = None
+    keep: dict[str, Any] = field(default_factory=dict)
+    required: Sequence[str] = ()
+    filters: Sequence[dict[str, Any]] = ()
     label: str | None = None
     label_threshold: float | None = None
     scenario: str | None = None
@@ -55,7 +63,9 @@ class Declaration:
     numeric: Sequence[str] = ()
     numeric_transform: str = "log"
     joins: Sequence[dict[str, Any]] = ()
+    item_columns: Sequence[str] = ()
     history: int = 0
+    history_of: Sequence[str] = ()
     negatives: int = 0
     negatives_from: str = "seen"
     negatives_seed: int = 0
@@ -78,6 +88,17 @@ class Declaration:
         names = [self.user, self.item, *self.categorical, *self.time_fields]
         return [name for name in dict.fromkeys(names) if name is not None]
 
+    def list_fields(self) -> dict[str, ListField]:
+        """Return the lists of a row: the history first, then what is known of its items."""
+        own = {name: ListField(name, self.multivalued_length) for name in self.multivalued}
+        if not (self.history and self.item):
+            return own
+        lists = {HISTORY: ListField(self.item, self.history), **own}
+        for column in self.history_of:
+            each = own[column].length if column in own else 1
+            lists[f"{HISTORY}.{column}"] = ListField(column, self.history * each)
+        return lists
+
     def assign(self, periods: int) -> list[Role]:
         """Return the role of each period, given how many there are."""
         return assign_roles(self.pretrain, self.tune, self.test, periods, "data")
@@ -86,7 +107,7 @@ class Declaration:
         """Raise Mistake when options have unknown values or do not go together."""
         for option, allowed in ALLOWED.items():
             if getattr(self, option) not in allowed:
-                one_of = ", ".join(map(str, allowed))
+                one_of = ", ".join(value or "null" for value in allowed)
                 raise Mistake(f"data.{option}={getattr(self, option)} is not one of {one_of}")
         if len(self.separator.encode()) != 1:
             raise Mistake(
@@ -133,10 +154,13 @@ class Declaration:
                 raise Mistake(
                     f"data.joins: {join} must have file and key, and may have file_key and columns"
                 )
+        self._check_rows()
         self._check_period()
         self._check_label()
+        self._check_items()
         names = [*self.single_fields, *self.multivalued, *self.numeric]
-        names += [HISTORY] if self.history else []
+        of_past = [HISTORY, *(f"{HISTORY}.{column}" for column in self.history_of)]
+        names += of_past if self.history else []
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise Mistake(
@@ -145,6 +169,50 @@ class Declaration:
             )
         if not self.single_fields:
             raise Mistake("data: declare at least one of user, item, categorical or time_fields")
+
+    def _check_rows(self) -> None:
+        unit = self.time_unit
+        without_year = "%" in unit and not any(part in unit for part in YEARS)
+        if without_year != (self.time_year is not None):
+            raise Mistake(
+                f"data.time_unit={unit}, data.time_year={self.time_year}: a pattern without a "
+                "year, such as %m%d, needs data.time_year, and nothing else takes it"
+            )
+        for column, values in self.keep.items():
+            if not isinstance(values, list | tuple) or not values:
+                raise Mistake(
+                    f"data.keep: {column}: {values} must be a list of one value or more, such as "
+                    "{action: [click, buy]}"
+                )
+        for one in self.filters:
+            kind = next((name for name in FILTERS if name in one), None)
+            n = one.get("n")
+            if (
+                kind is None
+                or set(one) != {kind, "n"}
+                or type(n) is not int
+                or n < 1
+                or not isinstance(one[kind], str)
+            ):
+                raise Mistake(
+                    f"data.filters: {one} must be {{top: COLUMN, n: 50000}} or {{at_least: COLUMN, n: 20}}, "
+                    "n a whole number from 1"
+                )
+
+    def _check_items(self) -> None:
+        if self.history_of and not self.history:
+            raise Mistake(
+                f"data.history_of={list(self.history_of)} is about the items of the history: set "
+                "data.history to its length"
+            )
+        for option in ("history_of", "item_columns"):
+            for column in getattr(self, option):
+                declared = column in (*self.categorical, *self.multivalued)
+                if not declared or self.item in (None, column):
+                    raise Mistake(
+                        f"data.{option}: {column!r} must be one of data.categorical or data.multivalued, and "
+                        "a column about the items of data.item"
+                    )
 
     def _check_period(self) -> None:
         hours = list(self.period_hours or [])

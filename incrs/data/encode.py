@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from incrs.data.columns import SideTable
 from incrs.data.declaration import HISTORY
 from incrs.data.past import History, Negatives
+from incrs.data.profile import Profiles
 from incrs.data.scan import LABEL, SCENARIO, TIME
 from incrs.errors import Mistake
 
@@ -110,7 +111,8 @@ class Encoder:
     """Encodes the periods of a log in order; see `Declaration` for what the settings mean.
 
     fields: every single-valued field.  lists: multi-valued column -> separator.
-    candidates: every item of the log, in order of appearance, or None to draw from those seen so far.
+    candidates: every item of the log, in order of appearance, and its `item_columns`, or None to draw
+    from those seen so far.
     """
 
     def __init__(
@@ -125,9 +127,11 @@ class Encoder:
         user: str | None,
         item: str | None,
         history: int,
+        history_of: Sequence[str],
+        item_columns: Sequence[str],
         negatives: int,
         seed: int,
-        candidates: pl.Series | None,
+        candidates: pl.DataFrame | None,
     ) -> None:
         self.fields, self.lists, self.numbers = list(fields), dict(lists), list(numbers)
         self.length, self.transform, self.null_values = length, transform, null_values
@@ -135,14 +139,18 @@ class Encoder:
         self.vocabularies = {name: Vocabulary() for name in (*fields, *lists)}
         self._history = History(history) if history else None
         self._negatives = Negatives(negatives, seed) if negatives else None
-        self._catalogue = None
-        if candidates is not None:
-            self._catalogue = Vocabulary()
-            self._catalogue.encode(candidates)
+        self._history_of = list(history_of)
+        self._item_columns = list(item_columns) if negatives else []  # of the log itself
+        followed = dict.fromkeys([*self._history_of, *self._item_columns])
+        lengths = {name: length if name in lists else 1 for name in followed}
+        self._profiles = Profiles(lengths) if lengths else None
+        self._candidates, self._catalogue = candidates, Vocabulary()
+        if candidates is not None and item:
+            self._catalogue.encode(candidates[item])
 
     def state(self) -> dict[str, dict[str, NDArray[np.int64]]]:
         """Return what later periods need besides the vocabularies: name -> column -> values."""
-        parts = {"history": self._history, "taken": self._negatives}
+        parts = {"history": self._history, "taken": self._negatives, "items": self._profiles}
         return {name: part.state() for name, part in parts.items() if part is not None}
 
     def restore(
@@ -156,6 +164,8 @@ class Encoder:
             self._history.restore(state["history"])
         if self._negatives:
             self._negatives.restore(state["taken"])
+        if self._profiles:
+            self._profiles.restore(state["items"])
 
     def encode(self, t: int, raw: pl.DataFrame) -> Rows:
         """Return the rows of period t with their negatives; `raw` is in time order, not empty."""
@@ -194,6 +204,14 @@ class Encoder:
                 elif column in self.numbers:
                     x = number(frame[column], self.transform)[codes]
                     numbers[:, self.numbers.index(column)] = x
+        if self._profiles and self.item:
+            ids = fields[:, self.fields.index(self.item)]
+            for column in self._profiles.tables:
+                single = column in self.fields
+                values = fields[:, self.fields.index(column)] if single else lists[column]
+                self._profiles.learn(column, ids, values)
+            for column in self._history_of:
+                lists[f"{HISTORY}.{column}"] = self._profiles.of(column, lists[HISTORY])
         return Rows(time, fields, lists, numbers, scenario, label)
 
     def _parts(self, values: pl.Series) -> Ids:
@@ -210,18 +228,36 @@ class Encoder:
         assert self._negatives is not None
         assert self.item is not None
         time = raw[TIME].to_numpy()
-        if self._catalogue is None:
+        if self._candidates is None:
             catalogue = self.vocabularies[self.item]
             fresh = item > seen
             _, first = np.unique(item[fresh], return_index=True)
             candidates = seen + np.searchsorted(time[fresh][first], time, side="right")
+            followed = self._followed(raw[np.flatnonzero(fresh)[first]])
         else:
             catalogue = self._catalogue
             item = catalogue.encode(raw[self.item]).astype(np.int64)
             candidates = np.full(len(raw), len(catalogue) - 1)
+            followed = {name: self._candidates[name] for name in self._item_columns}
         owner, drawn = self._negatives.draw(t, user, time, item, candidates)
         origin = np.concatenate([np.arange(len(raw)), owner])
-        items = pl.concat([raw[self.item], catalogue.values.gather(drawn).alias(self.item)])
+        followed[self.item] = catalogue.values[1:]
         order = np.argsort(origin, kind="stable")
-        raw = raw[origin[order]].with_columns(items.gather(order))
+        raw = raw[origin[order]].with_columns(
+            pl.concat([raw[name], values.gather(drawn - 1).alias(name)]).gather(order)
+            for name, values in followed.items()
+        )
         return raw, origin[order], (order < len(time)).astype(np.int8)
+
+    def _followed(self, new: pl.DataFrame) -> dict[str, pl.Series]:
+        """Return the text of the item's own columns by id - 1; `new`: the first rows of new items."""
+        found: dict[str, pl.Series] = {}
+        for name in self._item_columns:
+            assert self._profiles is not None
+            values, table = self.vocabularies[name].values, self._profiles.tables[name][1:]
+            known = pl.DataFrame(
+                [values.gather(part).alias(str(k)) for k, part in enumerate(table.T)]
+            ).select(pl.concat_str(pl.all(), separator=self.lists.get(name, ""), ignore_nulls=True))
+            text = known.to_series().replace("", None) if len(table) else values[:0]
+            found[name] = pl.concat([text, new[name]])
+        return found

@@ -16,6 +16,7 @@ from incrs.data.raw import describe, untouched
 from incrs.data.store import Store, write_manifest
 from incrs.errors import Mistake
 
+WHOLE = {"period": "count", "negatives_from": "all"}
 Entries = Mapping[str, Mapping[str, Any]]
 
 
@@ -81,10 +82,11 @@ def _again(old: Store, joined: bool, files: Sequence[Path], root: Path) -> Entri
 
 
 def _check_whole(log: Declaration, new: Sequence[Path], old: Store) -> None:
-    for option, value in (("period", "count"), ("negatives_from", "all")):
-        if getattr(log, option) == value:
-            raise Mistake(
-                f"data.{option}={value} looks at the whole log, so its prepared store cannot grow by "
-                f"{', '.join(file.name for file in new)}: take that away, or delete the folder "
-                f"{old.folder} to prepare the log anew"
-            )
+    settings = [f"data.{k}={v}" for k, v in WHOLE.items() if getattr(log, k) == v]
+    settings += ["data.filters"] if log.filters else []
+    if settings:
+        raise Mistake(
+            f"{settings[0]} looks at the whole log, so its prepared store cannot grow by "
+            f"{', '.join(file.name for file in new)}: take that away, or delete the folder "
+            f"{old.folder} to prepare the log anew"
+        )

@@ -1,4 +1,4 @@
-"""Any CSV or Parquet log, declared in yaml: `conf/data/log.yaml` lists every option.
+"""Any log of CSV, JSON or Parquet files, declared in yaml: `conf/data/log.yaml` lists every option.
 
 A row's fields are the declared columns of the log itself and of the side tables. All else follows
 from the row's time: ids are given in order of first appearance, histories hold strictly earlier
@@ -28,6 +28,10 @@ NOT_CONTENT = (  # the prepared store is the same
     *("store", "help", "variant", "download", "archives"),
     *("pretrain", "tune", "test", "memory_rows"),
 )
+LATER = (  # they count where they are set: stores from before there were these remain
+    *("format", "time_year", "keep", "required", "filters"),
+    *("item_columns", "history_of"),
+)
 PARTS = 16  # of the rows on disk that are shuffled at once
 
 
@@ -46,7 +50,7 @@ class LogSource(Declaration, Source):
         root = Path(self.path).expanduser().resolve()
         self._fetch(root)
         globs = [self.files] if isinstance(self.files, str) else self.files
-        found = find_files(root, globs, "data.files", self.help)
+        found = find_files(root, globs, "data.files", self.help, self.format is not None)
         side = [find_files(root, [j["file"]], "data.joins", self.help) for j in self.joins]
         files = [file for file in found if not any(file in part for part in side)]
         if not files:
@@ -56,6 +60,7 @@ class LogSource(Declaration, Source):
         declared = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_CONTENT
         }
+        declared = {k: v for k, v in declared.items() if v or k not in LATER}
         text = json.dumps(declared | {"path": str(root)}, sort_keys=True, default=list)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder = Path(self.store).expanduser() / self.name / digest

@@ -10,7 +10,7 @@ import codecs
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -19,11 +19,17 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import polars as pl
 
+from incrs.data.jsonl import json_keys, json_pieces
 from incrs.errors import Mistake
 
 BLOCK = 1 << 20  # bytes looked at at once
-PIECE = 8 << 20  # bytes of CSV parsed at once
+PIECE = 8 << 20  # bytes of text parsed at once
 ROWS = 1 << 18  # rows of Parquet read at once
+ENDS = {
+    "csv": (".csv",),
+    "json": (".json", ".jsonl", ".ndjson"),
+    "parquet": (".parquet",),
+}
 BROKEN = (
     OSError,
     EOFError,
@@ -58,24 +64,48 @@ def reading(file: Path) -> Iterator[None]:
     except BROKEN as error:
         why = (str(error) or type(error).__name__).splitlines()[0].strip()
         raise Mistake(
-            f"{file} cannot be read: {why}: it must be a whole CSV, gzipped CSV or Parquet file"
+            f"{file} cannot be read: {why}: it must be a whole Parquet file, or one of CSV "
+            "or JSON lines, gzipped or not"
         ) from error
 
 
-def columns_of(file: Path, separator: str) -> list[str]:
-    """Return the names of a file's columns; blanks around them are dropped."""
-    return list(_names(file, separator))
+def kind_of(file: Path) -> str:
+    """Return csv, json or parquet, by the end of the file's name."""
+    name = file.name.removesuffix(".gz")
+    return next((kind for kind, ends in ENDS.items() if name.endswith(ends)), "csv")
 
 
-def pieces(file: Path, separator: str, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Yield `columns` of a file piece by piece, in the rows' order; values of a CSV are text.
+def columns_of(
+    file: Path, separator: str, kind: str | None = None, wanted: Collection[str] = ()
+) -> list[str]:
+    """Return the names of a file's columns; blanks around them are dropped.
 
+    kind: csv, json or parquet; None: see `kind_of`.  wanted: keys that a file of JSON lines is
+    searched for to its end; others count where they are near its beginning.
+    """
+    if (kind or kind_of(file)) == "json":
+        with reading(file), _opened(file) as stream:
+            return json_keys(file, stream, PIECE, BLOCK, wanted)
+    return list(_names(file, separator, kind or kind_of(file)))
+
+
+def pieces(
+    file: Path, separator: str, columns: Sequence[str], kind: str | None = None
+) -> Iterator[pl.DataFrame]:
+    """Yield `columns` of a file piece by piece, in the rows' order; values of text files are text.
+
+    kind: csv, json or parquet; None: see `kind_of`.
     Raises Mistake when the file is damaged: nothing of the last piece is then yielded.
     """
-    held = _names(file, separator)
+    kind = kind or kind_of(file)
+    if kind == "json":
+        with reading(file), _opened(file) as stream:
+            yield from json_pieces(file, stream, PIECE, BLOCK, columns)
+        return
+    held = _names(file, separator, kind)
     chosen = [held[column] for column in columns]
     new_names = dict(zip(chosen, columns, strict=True))
-    if file.suffix == ".parquet":
+    if kind == "parquet":
         lazy = pl.scan_parquet(file, glob=False).select(chosen)
         with reading(file):
             size = int(lazy.select(pl.len()).collect().item())
@@ -92,10 +122,10 @@ def pieces(file: Path, separator: str, columns: Sequence[str]) -> Iterator[pl.Da
         yield frame.select(chosen).rename(new_names)
 
 
-def _names(file: Path, separator: str) -> dict[str, str]:
+def _names(file: Path, separator: str, kind: str) -> dict[str, str]:
     """Return the columns of a file: name without blanks -> name in the file."""
     with reading(file):
-        if file.suffix == ".parquet":
+        if kind == "parquet":
             names = pl.scan_parquet(file, glob=False).collect_schema().names()
         else:
             with _opened(file) as stream:

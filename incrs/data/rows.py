@@ -31,14 +31,14 @@ OTHER = "other"  # the scenario of pooled values
 def read_rows(
     log: Declaration, files: Sequence[Path], own: Sequence[str]
 ) -> Iterator[tuple[Path, pl.DataFrame]]:
-    """Yield the rows between start and end: own columns as text, time, day, label, row number.
+    """Yield the rows between start and end that are kept: own columns as text, time, day, label, row number.
 
     Raises Mistake when a file has no row, or one whose time, day or label does not read.
     """
     seen, kept = 0, 0
     for file in files:
         before, bad = seen, BadRows(log, file)
-        for piece in pieces(file, log.separator, own):
+        for piece in pieces(file, log.separator, own, log.format):
             with reading(file):
                 frame = _parsed(log, piece, own, seen)
             seen += len(piece)
@@ -51,12 +51,15 @@ def read_rows(
     if kept == 0:
         names = ", ".join(file.name for file in files)
         span = f" from data.start={log.start} to data.end={log.end}" if log.start or log.end else ""
-        raise Mistake(f"{names}: the log has no row{span}")
+        kind = f" that data.keep={log.keep} and data.required={list(log.required)} keep"
+        raise Mistake(
+            f"{names}: the log has no row{span}{kind if log.keep or log.required else ''}"
+        )
 
 
 def _parsed(log: Declaration, piece: pl.DataFrame, own: Sequence[str], seen: int) -> pl.DataFrame:
     label = parse_label(log.label, log.label_threshold) if log.label else pl.lit(1.0)
-    time = parse_time(log.time, piece.schema[log.time], log.time_unit, log.timezone)
+    time = parse_time(log.time, piece.schema[log.time], log.time_unit, log.timezone, log.time_year)
     number = pl.int_range(seen, seen + len(piece), dtype=pl.Int64)
     rows = piece.select(
         *(text(column, log.null_values) for column in own),
@@ -64,6 +67,9 @@ def _parsed(log: Declaration, piece: pl.DataFrame, own: Sequence[str], seen: int
         label.alias(LABEL),
         number.alias(ROW),
     )
+    for column, values in log.keep.items():
+        rows = rows.filter(pl.col(column).is_in([_spelt(value) for value in values]))
+    rows = rows.drop_nulls(list(log.required)) if log.required else rows
     clock = local_time(log.timezone)
     day = clock.dt.date()
     if log.day:
@@ -79,6 +85,11 @@ def _parsed(log: Declaration, piece: pl.DataFrame, own: Sequence[str], seen: int
     return rows.with_columns(
         parts_of_day[name].cast(pl.String).alias(name) for name in log.time_fields
     )
+
+
+def _spelt(value: object) -> str:
+    """Return a value of a yaml as a file holds it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class BadRows:

@@ -16,13 +16,17 @@ from incrs.errors import Mistake
 ROW, TIME, LABEL, SCENARIO, DAY = "__row__", "__time__", "__label__", "__scenario__", "__day__"
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 FIRST, LAST = -62_135_510_400_000_000, 253_402_214_400_000_000  # the years 1 to 9999, but for a day
-KINDS = (".csv", ".csv.gz", ".parquet")
+TEXT = (".csv", ".json", ".jsonl", ".ndjson")
+KINDS = (*TEXT, *(f"{kind}.gz" for kind in TEXT), ".parquet")
 
 
-def find_files(root: Path, globs: Sequence[str], where: str, advice: str) -> list[Path]:
+def find_files(
+    root: Path, globs: Sequence[str], where: str, advice: str, any_name: bool = False
+) -> list[Path]:
     """Return the files below `root` that match one of the globs, sorted by name.
 
     where: the setting that holds the globs, for the message.  advice: where the log can be had.
+    any_name: whether files of every name count, not those alone whose name ends as a kind of file does.
     Raises Mistake when the folder is missing or a glob matches no file of a kind that is read.
     """
     if not root.is_dir():
@@ -30,15 +34,16 @@ def find_files(root: Path, globs: Sequence[str], where: str, advice: str) -> lis
     found: set[Path] = set()
     for glob in globs:
         try:
-            files = {f for f in root.glob(glob) if f.is_file() and f.name.endswith(KINDS)}
+            files = {f for f in root.glob(glob) if f.is_file()}
+            files = {f for f in files if any_name or f.name.endswith(KINDS)}
         except (ValueError, NotImplementedError) as error:
             raise Mistake(
                 f"{where}: {glob!r} is no pattern of files in a folder, such as *.csv"
             ) from error
         if not files:
-            kinds = ", ".join(KINDS)
+            kinds = "" if any_name else f" ({', '.join(KINDS)})"
             raise Mistake(
-                f"{where}: no file ({kinds}) in {root} matches {glob!r}.{' ' if advice else ''}{advice}"
+                f"{where}: no file{kinds} in {root} matches {glob!r}.{' ' if advice else ''}{advice}"
             )
         found |= files
     return sorted(found)
@@ -50,16 +55,19 @@ def text(column: str, null_values: Sequence[str]) -> pl.Expr:
     return pl.when(~value.is_in(list(null_values))).then(value).alias(column)
 
 
-def parse_time(column: str, dtype: pl.DataType, unit: str, timezone: str) -> pl.Expr:
+def parse_time(
+    column: str, dtype: pl.DataType, unit: str, timezone: str, year: int | None = None
+) -> pl.Expr:
     """Return the column as int64 microseconds since 1970 UTC; null where it does not parse.
 
     So is what is not in the years 1 to 9999: such times are no times, but another unit or damage.
 
-    unit: s | ms | us | ns, `iso` (with or without fraction and offset), or a strftime pattern. A time
+    unit: s | ms | us | ns, `iso` (with or without fraction and offset), or a strftime pattern, which
+    may lack the `year`: of %m%d the first 0 may lack, too. A time
     without an offset is local to `timezone`; one that the clocks skip counts as an hour later, one
     they repeat as the earlier.
     """
-    return _sane(_parsed_time(column, dtype, unit, timezone), 1)
+    return _sane(_parsed_time(column, dtype, unit, timezone, year), 1)
 
 
 def _sane(time: pl.Expr, per_unit: int | float) -> pl.Expr:
@@ -67,7 +75,9 @@ def _sane(time: pl.Expr, per_unit: int | float) -> pl.Expr:
     return pl.when(time.is_between(FIRST / per_unit, LAST / per_unit)).then(time)
 
 
-def _parsed_time(column: str, dtype: pl.DataType, unit: str, timezone: str) -> pl.Expr:
+def _parsed_time(
+    column: str, dtype: pl.DataType, unit: str, timezone: str, year: int | None
+) -> pl.Expr:
     value = pl.col(column)
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
         return value.dt.cast_time_unit("us").cast(pl.Int64)
@@ -84,6 +94,9 @@ def _parsed_time(column: str, dtype: pl.DataType, unit: str, timezone: str) -> p
         broken = pl.when(broken.is_finite()).then(broken).cast(pl.Int64, strict=False)
         return broken if dtype.is_float() else pl.coalesce(exact, broken)
     words = value.cast(pl.String).str.strip_chars()
+    if year is not None:
+        words = words.str.zfill(4) if unit == "%m%d" else words
+        words, unit = pl.format("{} {}", pl.lit(f"{year:04d}"), words), f"%Y {unit}"
     if unit != "iso":
         if "%z" in unit or "%:z" in unit:
             aware = words.str.to_datetime(unit, time_unit="us", strict=False)

@@ -188,6 +188,7 @@ class SyntheticSource(Source):
             scenarios=self._kept,
             user="user_id",
             item="item_id",
+            of_item=["category", "author", "tags", "item_age"],
         )
         warmup = np.concatenate(numbers[: self._pretrain])
         mean, scale = warmup.mean(0), warmup.std(0)

@@ -11,7 +11,16 @@ import torch
 from incrs.data.base import Source
 from incrs.period import Batch, Period, Role
 from tests.conftest import CONF
-from tests.data.test_declared import PARTS, kuairand, load, movielens
+from tests.data.test_declared import (
+    PARTS,
+    adressa,
+    kuairand,
+    load,
+    movielens,
+    sobazaar,
+    tmall,
+    yelp,
+)
 
 MADE: dict[str, Callable[[Path], Source]] = {}
 """How each log is made small here: a new yaml in conf/data adds its own."""
@@ -42,8 +51,33 @@ def _movielens(folder: Path) -> Source:
     return load("movielens", f"path={folder}", f"store={folder}/store")
 
 
+@made("sobazaar")
+def _sobazaar(folder: Path) -> Source:
+    sobazaar(folder)
+    return load("sobazaar", f"path={folder}", f"store={folder}/store")
+
+
+@made("tmall")
+def _tmall(folder: Path) -> Source:
+    tmall(folder)
+    return load("tmall", f"path={folder}", f"store={folder}/store")
+
+
+@made("yelp")
+def _yelp(folder: Path) -> Source:
+    yelp(folder)
+    return load("yelp", f"path={folder}", f"store={folder}/store")
+
+
+@made("adressa")
+def _adressa(folder: Path) -> Source:
+    adressa(folder)
+    return load("adressa", f"path={folder}", f"store={folder}/store", "end=2017-01-21")
+
+
 NAMES = sorted({path.stem for path in (CONF / "data").glob("*.yaml")} - {"log"})
-every_log = pytest.mark.parametrize("name", NAMES)
+every_log = pytest.mark.parametrize("log", NAMES, indirect=True)
+Log = tuple[str, Path, Source, list[Period]]
 
 
 def periods_of(name: str, folder: Path) -> tuple[Source, list[Period]]:
@@ -52,9 +86,16 @@ def periods_of(name: str, folder: Path) -> tuple[Source, list[Period]]:
     return source, [source.read(t) for t in range(len(source.roles))]
 
 
+@pytest.fixture(scope="module")
+def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Log:
+    """A log made small, prepared once for all tests of this file."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, folder, *periods_of(request.param, folder)
+
+
 @every_log
-def test_periods_are_packed_tensors_that_fit_the_schema(name: str, tmp_path: Path) -> None:
-    source, periods = periods_of(name, tmp_path)
+def test_periods_are_packed_tensors_that_fit_the_schema(log: Log) -> None:
+    _, _, source, periods = log
     schema = source.schema
     for t, period in enumerate(periods):
         rows, n = period.rows, len(period)
@@ -78,8 +119,8 @@ def test_periods_are_packed_tensors_that_fit_the_schema(name: str, tmp_path: Pat
 
 
 @every_log
-def test_ids_are_given_in_order_of_first_appearance(name: str, tmp_path: Path) -> None:
-    source, periods = periods_of(name, tmp_path)
+def test_ids_are_given_in_order_of_first_appearance(log: Log) -> None:
+    _, _, source, periods = log
     for column, vocabulary in enumerate(source.schema.fields.values()):
         if any(field.vocabulary == vocabulary for field in source.schema.lists.values()):
             continue  # a list may show an id first
@@ -89,8 +130,8 @@ def test_ids_are_given_in_order_of_first_appearance(name: str, tmp_path: Path) -
 
 
 @every_log
-def test_numbers_are_standard_on_the_warm_up(name: str, tmp_path: Path) -> None:
-    source, periods = periods_of(name, tmp_path)
+def test_numbers_are_standard_on_the_warm_up(log: Log) -> None:
+    _, _, source, periods = log
     if source.schema.numbers:
         warm_up = torch.cat([p.rows.numbers for p in periods if p.role is Role.PRETRAIN])
         assert torch.allclose(warm_up.mean(0), torch.zeros(warm_up.shape[1]), atol=0.05)
@@ -99,9 +140,9 @@ def test_numbers_are_standard_on_the_warm_up(name: str, tmp_path: Path) -> None:
 
 
 @every_log
-def test_a_log_reads_the_same_twice(name: str, tmp_path: Path) -> None:
-    source, periods = periods_of(name, tmp_path)
-    other, again = periods_of(name, tmp_path)
+def test_a_log_reads_the_same_twice(log: Log) -> None:
+    name, folder, source, periods = log
+    other, again = periods_of(name, folder)
     assert source.fingerprint == other.fingerprint
 
     def tensors(rows: Batch) -> list[torch.Tensor]:

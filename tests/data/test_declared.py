@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from datetime import datetime
 from pathlib import Path
@@ -131,11 +133,6 @@ def test_kuairand_takes_a_subset_of_days_tabs_and_another_label(tmp_path: Path):
     assert sum(float(p.rows.label.sum()) for p in got) == 0
 
 
-def test_kuairand_that_is_not_there_says_where_to_get_it(tmp_path: Path):
-    with pytest.raises(Mistake, match=r"zenodo\.org.*data\.path=KuaiRand-Pure"):
-        load("kuairand", f"path={tmp_path}/none", f"store={tmp_path}").prepare()
-
-
 def movielens(folder: Path) -> list[dict[str, float]]:
     dice = random.Random(0)
     ratings = [
@@ -176,6 +173,175 @@ def test_movielens_reads_its_archives(tmp_path: Path):
     assert source.schema.lists["history"].vocabulary == "movieId"
     assert got[-1].rows.lists["history"].shape == (10, 30)
     assert got[-1].rows.lists["history"].max() > 0
+
+
+def sobazaar(folder: Path) -> int:
+    dice = random.Random(0)
+    actions = ["product_detail_clicked", "product_wanted", "purchase:buy_clicked"]
+    rows = [
+        {
+            "Action": dice.choice(actions),
+            "Timestamp": f"2014-{9 + k // 100:02d}-{1 + k % 28:02d}T{k % 24:02d}:05:06.{k:03d}Z",
+            "ItemID": f"{dice.randrange(40):032x}",
+            "UserID": f"{dice.randrange(9):032x}",
+        }
+        for k in range(315)
+    ]
+    write(folder / "log.csv", rows)
+    folder.joinpath("Sobazaar-hashID.csv.gz").write_bytes(
+        gzip.compress((folder / "log.csv").read_bytes(), mtime=0)
+    )
+    return len(rows)
+
+
+def test_sobazaar_reads_its_file(tmp_path: Path):
+    assert sobazaar(tmp_path) // 31 == 10
+    source = load("sobazaar", f"path={tmp_path}", f"store={tmp_path}/store")
+    got = read_all(source)
+    assert [p.role for p in got] == [Role.PRETRAIN] * 10 + [Role.TUNE] * 14 + [Role.TEST] * 7
+    assert [float(p.rows.label.sum()) for p in got] == [10] * 31
+    assert {len(p) for p in got} <= set(range(10, 21))
+    assert sum(map(len, got)) > 31 * 17
+    assert (source.schema.user, source.schema.item) == ("UserID", "ItemID")
+    assert got[-1].rows.lists["history"].shape[1] == 30
+    assert got[-1].rows.lists["history"].max() > 0
+
+
+def tmall(folder: Path) -> list[dict]:
+    dice = random.Random(0)
+    rows = []
+    for k in range(900):
+        item = dice.randrange(12)
+        day = dice.choice([930, 1101, *range(1001, 1032), *range(1001, 1032)])
+        row = {"user_id": dice.randrange(9), "item_id": item, "cat_id": item % 4, "seller_id": 7}
+        row |= {"brand_id": "" if k % 9 else 3, "time_stamp": day}
+        rows.append(row | {"action_type": dice.choice([0, 0, 0, 2, 3])})
+    rows += [rows[0] | {"user_id": 77, "action_type": 0, "time_stamp": 829}]
+    rows += [rows[0] | {"item_id": 88, "action_type": 0, "time_stamp": 1009}]
+    write(folder / "user_log_format1.csv", rows)
+    write(folder / "user_info_format1.csv", [{"user_id": 1, "age_range": 3, "gender": 0}])
+    return rows
+
+
+def test_tmall_reads_its_file(tmp_path: Path):
+    rows = tmall(tmp_path)
+    source = load("tmall", f"path={tmp_path}", f"store={tmp_path}/store")
+    got = read_all(source)
+    assert [p.name for p in got] == [f"2014-10-{day:02d}" for day in range(1, 32)]
+    assert [p.role for p in got] == [Role.PRETRAIN] * 10 + [Role.TUNE] * 14 + [Role.TEST] * 7
+    clicks = [
+        sum(
+            r["time_stamp"] == 1000 + day and r["action_type"] == 0
+            for r in rows
+            if r["item_id"] < 88
+        )
+        for day in range(1, 32)
+    ]
+    assert [int(p.rows.label.sum()) for p in got] == clicks
+    assert source.schema.vocabularies == {"user_id": 10, "item_id": 13, "cat_id": 5}
+    item, cat = source.schema.column("item_id"), source.schema.column("cat_id")
+    category: dict[int, int] = {}
+    for period in got:
+        for row in period.rows.fields.tolist():
+            assert category.setdefault(row[item], row[cat]) == row[cat]
+    past: dict[int, list[int]] = {}
+    for period in got:
+        rows_of = zip(period.rows.fields.tolist(), period.rows.label.tolist(), strict=True)
+        for k, (row, _) in enumerate(rows_of):
+            history = [i for i in period.rows.lists["history"][k].tolist() if i]
+            assert sorted(history) == sorted(past.get(row[0], [])[-30:]) or len(history) == 30
+            cats = [i for i in period.rows.lists["history.cat_id"][k].tolist() if i]
+            assert cats == [category[i] for i in history]
+        for row, label in zip(period.rows.fields.tolist(), period.rows.label.tolist(), strict=True):
+            if label:
+                past.setdefault(row[0], []).append(row[item])
+
+
+def yelp(folder: Path) -> list[dict]:
+    dice = random.Random(0)
+    rows = []
+    for k in range(420):
+        user, place = dice.randrange(12), dice.randrange(9)
+        row = {
+            "review_id": f"r{k}",
+            "user_id": f"u{user}",
+            "business_id": f"b{place}",
+            "stars": 4.0,
+        }
+        row |= {"useful": 0, "funny": 0, "cool": 0, "text": 'So "good",\nagain!'}
+        rows.append(row | {"date": f"2016-{1 + k % 12:02d}-{1 + k % 28:02d} 12:00:{k % 60:02d}"})
+    rows += [rows[0] | {"user_id": "rare"}] * 9 + [rows[0] | {"business_id": "rare"}] * 19
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "yelp_academic_dataset_review.json").write_text(text)
+    (folder / "yelp_academic_dataset_user.json").write_text('{"user_id": "u1"}\n')
+    return rows
+
+
+def test_yelp_reads_its_file(tmp_path: Path):
+    yelp(tmp_path)
+    source = load("yelp", f"path={tmp_path}", f"store={tmp_path}/store")
+    got = read_all(source)
+    assert [p.role for p in got] == [Role.PRETRAIN] * 10 + [Role.TUNE] * 23 + [Role.TEST] * 7
+    assert [int(p.rows.label.sum()) for p in got] == [10] * 40
+    assert source.schema.vocabularies == {"user_id": 13, "business_id": 10}
+
+
+def adressa(folder: Path) -> list[dict]:
+    dice = random.Random(0)
+    rows = []
+    for k in range(1600):
+        clock = datetime(2017, 1, 1 + k % 23, k % 24, 30, tzinfo=ZoneInfo("Europe/Oslo"))
+        row: dict = {"eventId": k, "userId": f"cx:{dice.randrange(20)}", "url": "http://adressa.no"}
+        row |= {
+            "time": int(clock.timestamp()),
+            "profile": [{"item": "0", "groups": [{"count": 1}]}],
+        }
+        if k % 5:
+            row["id"] = f"{dice.randrange(30):040x}"
+        if k % 7:
+            row["activeTime"] = dice.randrange(3)
+        rows.append(row)
+    for day in range(1, 24):
+        text = "".join(json.dumps(row) + "\n" for row in rows[day - 1 :: 23])
+        (folder / f"201701{day:02d}").write_text(text)
+    return rows
+
+
+def test_adressa_reads_its_files(tmp_path: Path):
+    rows = adressa(tmp_path)
+    days = ["start=2017-01-01", "end=2017-01-21"]
+    source = load("adressa", f"path={tmp_path}", f"store={tmp_path}/store", *days)
+    got = read_all(source)
+    assert [p.name for p in got[:4]] == [
+        *(f"2017-01-01 {hour}h" for hour in ("00", "10", "17")),
+        "2017-01-02 00h",
+    ]
+    assert [p.role for p in got] == [Role.PRETRAIN] * 21 + [Role.TUNE] * 32 + [Role.TEST] * 10
+    read = [r for k, r in enumerate(rows) if k % 23 < 21 and r.get("activeTime") and "id" in r]
+    assert sum(int(p.rows.label.sum()) for p in got) == len(read)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("kuairand", r"zenodo\.org.*data\.path=KuaiRand-Pure"),
+        ("movielens", r"files\.grouplens\.org.*data\.path=ml-25m"),
+        (
+            "sobazaar",
+            r"hainguyen-telenor/Learning-to-rank-from-implicit-feedback.*data\.path=FOLDER",
+        ),
+        ("tmall", r"data_format1\.zip of https://tianchi.*data\.path=data_format1"),
+        ("yelp", r"https://www\.yelp\.com/dataset.*data\.path=yelp_dataset"),
+        ("adressa", r"https://reclab\.idi\.ntnu\.no/dataset.*data\.path=three_month"),
+    ],
+)
+def test_a_log_that_is_not_there_says_where_to_get_it(tmp_path: Path, name: str, words: str):
+    with pytest.raises(Mistake, match=words) as caught:
+        load(name, f"path={tmp_path}/none", f"store={tmp_path}").prepare()
+    assert "\n" not in str(caught.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Mistake, match=r"data\.(files|joins): no file"):
+        load(name, f"path={tmp_path}/empty", f"store={tmp_path}").prepare()
 
 
 def test_a_log_of_ones_own_takes_a_few_lines(tmp_path: Path):
