@@ -8,7 +8,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from incrs.dashboard import Timing, Watcher
-from incrs.results import POOLED, Row, Run
+from incrs.results import POOLED, Row, Run, headline, title
 
 terminal = Terminal(highlight=False, soft_wrap=True)
 
@@ -57,13 +57,14 @@ class Progressing(Watcher):
     def period_scored(self, rows: Sequence[Row], timing: Timing) -> None:
         """Print the period's line."""
         value = {(row.scenario, row.metric): row.value for row in rows}
-        scenarios = [s for s, metric in value if metric == "auc" and s != POOLED]
-        parts = [f"{s} {number(value[s, 'auc'])}" for s in scenarios]
-        oracle = value.get((POOLED, "oracle_auc"))
+        main, second = headline(rows)
+        scenarios = [s for s, metric in value if metric == main and s != POOLED]
+        parts = [f"{s} {number(value[s, main])}" for s in scenarios]
+        oracle = value.get((POOLED, f"oracle_{main}"))
         best = "" if oracle is None else f" of {number(oracle)}"
         line(
-            f"  {timing.scored}  {rows[0].role:<4}  auc {number(value[POOLED, 'auc'])}{best}  "
-            f"log loss {number(value[POOLED, 'logloss'])}  by scenario {'  '.join(parts)}  "
+            f"  {timing.scored}  {rows[0].role:<4}  {title(main)} {number(value[POOLED, main])}{best}  "
+            f"{title(second)} {number(value[POOLED, second])}  by scenario {'  '.join(parts)}  "
             f"{timing.fit_seconds + timing.score_seconds:.1f} s"
         )
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 from incrs import results
 from incrs.errors import Mistake
 from incrs.period import Role
-from incrs.results import POOLED, Row, replace_text
+from incrs.results import POOLED, Row, headline, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ class Timing(NamedTuple):
     """What one period cost.
 
     period, name: the period trained on.  scored: the name of the one scored, empty until there is one.
-    fit_seconds, score_seconds: wall clock.  rows_trained: summed over epochs.  rows_scored: rows.
+    fit_seconds, score_seconds, learn_next_seconds: wall clock, the last of what updaters learnt from
+    the period scored.  rows_trained: summed over epochs.  rows_scored: rows.
     """
 
     period: int
@@ -42,6 +43,7 @@ class Timing(NamedTuple):
     score_seconds: float = 0.0
     rows_trained: int = 0
     rows_scored: int = 0
+    learn_next_seconds: float = 0.0
 
 
 class Watcher:
@@ -177,7 +179,10 @@ class Wandb(Watcher):
         keys = keys_of(rows)
         values = {key: row.value for key, row in zip(keys, rows, strict=True) if key is not None}
         found = {key: value for key, value in values.items() if value is not None}
-        self._log(rows[0].period, found | {"seconds/score": timing.score_seconds})
+        found["seconds/score"] = timing.score_seconds
+        if timing.learn_next_seconds:
+            found["seconds/learn_next"] = timing.learn_next_seconds
+        self._log(rows[0].period, found)
 
     def run_ends(self, finished: bool) -> None:
         """Log the table and the means of a finished run, and finish the W&B run."""
@@ -283,6 +288,10 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     return answer.result(seconds)
 
 
+OF_SCENARIO = re.compile(r"auc|logloss|(recall|ndcg)_\d+")
+"""What is charted by scenario, too."""
+
+
 def labels_of(scenarios: Sequence[str]) -> dict[str, str]:
     """Return names of letters, digits and `_` for scenarios, each beginning with a letter or `_`."""
     found: dict[str, str] = {}
@@ -299,11 +308,11 @@ def labels_of(scenarios: Sequence[str]) -> dict[str, str]:
 
 
 def keys_of(rows: Sequence[Row]) -> list[str | None]:
-    """Return each row's key, `auc/home`: every pooled metric, AUC and log loss by scenario, else None."""
+    """Return each row's key, `auc/home`: every pooled metric, some by scenario, else None."""
     labels = labels_of(list(dict.fromkeys(row.scenario for row in rows)))
     return [
         f"{row.metric}/{labels[row.scenario]}"
-        if row.scenario == POOLED or row.metric in ("auc", "logloss")
+        if row.scenario == POOLED or OF_SCENARIO.fullmatch(row.metric)
         else None
         for row in rows
     ]
@@ -319,12 +328,13 @@ def means_of(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def table_of(rows: Sequence[Row], names: dict[int, str]) -> tuple[list[str], list[list[Any]]]:
-    """Return columns and lines of the table of a run: a line for each period, AUC, then log loss.
+    """Return columns and lines of the table of a run: a line for each period, two metrics by scenario.
 
+    These are AUC and log loss, or Recall and NDCG of the largest cutoff where the run ranks.
     names: what people call the periods, by index.
     """
     labels = labels_of(list(dict.fromkeys(row.scenario for row in rows)))
-    wanted = [(metric, scenario) for metric in ("auc", "logloss") for scenario in labels]
+    wanted = [(metric, scenario) for metric in headline(rows) for scenario in labels]
     value = {(row.period, row.metric, row.scenario): row.value for row in rows}
     columns = ["period", "name", "role", *(f"{metric}_{labels[s]}" for metric, s in wanted)]
     lines = [

@@ -7,7 +7,8 @@
                                     what period=0007.ids.safetensors says
     checkpoint/period=0006-scored/  what training on period 7 starts from; only the last is kept.
                                     `-scored` where period 7 had come and was scored
-    curves.png, losses.csv          for people
+    findings.csv                    what updaters found out in each period, where any does
+    curves.png, findings_*.png, losses.csv      for people
     wandb.json, wandb/              the run's name at Weights & Biases and its files, where it is asked for
 
 Everything is written whole or not at all, so a run killed at any moment can go on.
@@ -107,7 +108,7 @@ class RunFolder:
         """Return what run.json says that a period cost so far."""
         for one in self.record.get("timings", []):
             if one["period"] == period:
-                return Timing(**{key: one[key] for key in Timing._fields})
+                return Timing(**{key: one[key] for key in Timing._fields if key in one})
         return None
 
     def add_timing(self, timing: Timing) -> None:

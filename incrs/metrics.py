@@ -1,4 +1,4 @@
-"""AUC, per-user AUC and log loss of binary clicks: exact, ties averaged, computed once a period.
+"""AUC, per-user AUC and log loss of clicks, Recall and NDCG of ranks: exact, ties averaged, once a period.
 
 Every function takes flat numpy arrays and returns a float; a group with one class only has no AUC
 and gives None, never 0.5.
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
+Counts = NDArray[np.int64]
 
 
 class Measured(NamedTuple):
@@ -84,3 +85,29 @@ def logloss(logit: Array, label: Array) -> Measured:
         return Measured(None, rows, positives)
     z, y = logit.astype(np.float64), label.astype(np.float64)
     return Measured(float(np.mean(np.logaddexp(0.0, z) - y * z)), rows, positives)
+
+
+def recall(above: Counts, level: Counts, cutoff: int) -> Measured:
+    """Recall@K of one positive each: the share of positives among the first K of their lists.
+
+    above, level: (n,) how many candidates score higher than a positive, and how many the same: those
+    share its places, and every order of them counts alike. Below 0: the scores were no numbers.
+    """
+    return _of_places(np.clip((cutoff - above) / np.maximum(level + 1, 1), 0, 1), above)
+
+
+def ndcg(above: Counts, level: Counts, cutoff: int) -> Measured:
+    """NDCG@K of one positive each: the mean of 1 / log2(rank + 2), rank from 0, and 0 from rank K on.
+
+    above, level: as for `recall`; over the ranks above .. above + level the gains are averaged.
+    """
+    gains = np.cumsum(np.append(0, 1 / np.log2(np.arange(cutoff) + 2)))
+    first, end = (np.clip(rank, 0, cutoff) for rank in (above, above + level + 1))
+    return _of_places((gains[end] - gains[first]) / np.maximum(level + 1, 1), above)
+
+
+def _of_places(values: NDArray[np.float64], above: Counts) -> Measured:
+    rows = len(values)
+    if not rows or bool((above < 0).any()):
+        return Measured(None, rows, rows)
+    return Measured(float(values.mean()), rows, rows)

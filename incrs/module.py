@@ -16,8 +16,10 @@ from torch.optim import Optimizer
 
 from incrs import together
 from incrs.errors import Mistake
-from incrs.models.base import Backbone, Output
+from incrs.models.base import Backbone, Items, Output
+from incrs.models.layers import look_up
 from incrs.period import Batch
+from incrs.ranking import Ranked, places
 from incrs.updaters.base import Updater, Weights, overrides
 
 OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -67,6 +69,7 @@ class ScenarioModule(L.LightningModule):
         self._previous: tuple[Backbone, ...] = ()  # in a tuple: no submodule, in no state_dict
         self._remembered: tuple[Batch, Output] | None = None
         self._serving: Weights | None = None
+        self._own: Weights = {}  # parameters and buffers, while a fit goes on
 
     @property
     def previous(self) -> Backbone | None:
@@ -123,6 +126,14 @@ class ScenarioModule(L.LightningModule):
         self.backbone.load_state_dict(weights)
         self.optimizer_state = None
 
+    def go_on_from(self, weights: Weights) -> None:
+        """Put weights into the backbone; the optimizer goes on with what it knows."""
+        self.backbone.load_state_dict(weights)
+
+    def rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return the rows `ids` (n,) of a table, whose gradient is such as the optimizer asks for."""
+        return look_up(table, ids, self._sparse)
+
     def restore(
         self, weights: Weights, optimizer_state: dict[str, Any] | None, ids: Mapping[str, Tensor]
     ) -> None:
@@ -153,13 +164,10 @@ class ScenarioModule(L.LightningModule):
         gradients is to average them; `losses` keeps the share.
         """
         if self._through:
-            weights: Weights = {
-                **dict(self.backbone.named_parameters()),
-                **dict(self.backbone.named_buffers()),
-            }
+            weights, scored = self._own or self._named(), batch
             for updater in self._through:
-                weights = updater.training_weights(self, weights)
-            output = functional_call(self.backbone, dict(weights), (batch, self._representations))
+                weights, scored = updater.training_weights(self, weights, scored)
+            output = functional_call(self.backbone, dict(weights), (scored, self._representations))
         else:
             output = self.backbone(batch, self._representations)
         loss = self.backbone.loss(batch, output)
@@ -170,8 +178,16 @@ class ScenarioModule(L.LightningModule):
         self.losses.append(loss.detach())
         return loss if together.alone() else together.processes() * loss
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the logits of a batch, (B,), through the serving weights."""
+    def _named(self) -> Weights:
+        """Return the backbone's own parameters and buffers."""
+        return {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
+
+    def predict_step(self, batch: Batch | Ranked, batch_idx: int) -> Tensor:
+        """Return what the serving weights say of a batch: logits (B,), or of ranked rows `places` (B, 2)."""
+        if isinstance(batch, Ranked):
+            scorer, weights = _Scorer(self.backbone), self._serving or {}
+            named = {f"backbone.{name}": weight for name, weight in weights.items()}
+            return places(functional_call(scorer, named, (batch.batch, batch.items)), batch)
         if self._serving is None:
             return self.backbone(batch).logit
         return functional_call(self.backbone, dict(self._serving), (batch,)).logit
@@ -201,7 +217,7 @@ class ScenarioModule(L.LightningModule):
             )
         if self.previous is not None:
             self.previous.to(self.device)
-        self.losses = []
+        self.losses, self._own = [], self._named()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average the tables' gradients over the processes where DDP was told to leave them alone."""
@@ -217,7 +233,19 @@ class ScenarioModule(L.LightningModule):
             optimizer = self.optimizers(use_pl_optimizer=False)
             assert isinstance(optimizer, Optimizer)
             self.optimizer_state = optimizer.state_dict()
-        self._remembered = None
+        self._remembered, self._own = None, {}
+
+
+class _Scorer(nn.Module):
+    """A backbone whose forward is its `score`, so that weights can be put in its place."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, batch: Batch, items: Items) -> Tensor:
+        """See `Backbone.score`."""
+        return self.backbone.score(batch, items)
 
 
 class Move(NamedTuple):

@@ -1,9 +1,11 @@
 """The door that compares runs: `python -m incrs.report multirun/2026-01-31/10-00-00 [more folders]`
 
 One line per data, model and updater: means over seeds and test periods, the paired difference in
-pooled AUC to a baseline updater with its 95% interval, and the median seconds that an update took.
+pooled AUC (of runs that rank: Recall) to a baseline updater with its 95% interval, and the median seconds
+that an update took.  `--metric ndcg_10` compares by another number of results.csv.
 `--role tune` reads the tune periods instead, the only ones that settings may be chosen on.
 `--markdown` prints what a README can hold.
+`--published` adds what the papers print for the runs' logs.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from scipy import stats
 from incrs import results
 from incrs.console import terminal
 from incrs.errors import Mistake
+from incrs.published import show_published
 from incrs.results import POOLED, Row
 from incrs.show import scenarios_of
 
@@ -38,14 +41,17 @@ class Finished(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of the summary: means over seeds and periods of one configuration."""
+    """One line of the summary: means over seeds and periods of one configuration.
+
+    value: of the metric that the summary is by, pooled and by scenario.  second: of the one beside it.
+    """
 
     data: str
     model: str
     updater: str
     seeds: int
-    auc: float
-    logloss: float
+    value: float
+    second: float
     by_scenario: dict[str, float]
     difference: float | None
     half_width: float | None
@@ -92,8 +98,31 @@ def paired(these: Mapping[Any, float], those: Mapping[Any, float]) -> tuple[floa
     return float(gaps.mean()), float(half)
 
 
-def summarise(runs: Sequence[Finished], baseline: str, role: str) -> list[Line]:
+SECOND = {"auc": "logloss", "logloss": "auc", "gauc": "auc", "recall": "ndcg", "ndcg": "recall"}
+
+
+def metrics_of(runs: Sequence[Finished], metric: str | None) -> tuple[str, str]:
+    """Return the metric asked for, or that all the runs are shown by, and the one to show beside it.
+
+    Raises Mistake where a run has no such number.
+    """
+    if metric is None:
+        own = {results.headline(run.rows) for run in runs if run.rows}
+        return own.pop() if len(own) == 1 else ("auc", "logloss")
+    held = {row.metric: None for run in runs for row in run.rows if row.scenario == POOLED}
+    if metric not in held:
+        raise Mistake(
+            f"--metric {metric}: the runs have no such number, they have {', '.join(held)}"
+        )
+    word, _, rest = metric.partition("_")
+    return metric, "_".join([SECOND.get(word, "auc"), *([rest] if rest else [])])
+
+
+def summarise(
+    runs: Sequence[Finished], baseline: str, role: str, metrics: tuple[str, str]
+) -> list[Line]:
     """Return a line per configuration, pairs taken over (seed, period) within data and model."""
+    main, second = metrics
     groups: dict[tuple[str, str, str], list[Finished]] = {}
     for run in runs:
         about = run.record["about"]
@@ -110,11 +139,11 @@ def summarise(runs: Sequence[Finished], baseline: str, role: str) -> list[Line]:
 
     lines = []
     for (data, model, label), group in groups.items():
-        auc = values(group, "auc", POOLED)
-        if not auc:
+        pooled = values(group, main, POOLED)
+        if not pooled:
             continue
         rival = groups.get((data, model, baseline))
-        gap = paired(auc, values(rival, "auc", POOLED)) if rival and label != baseline else None
+        gap = paired(pooled, values(rival, main, POOLED)) if rival and label != baseline else None
         later = [t for run in group for t in run.record["timings"][1:]]
         lines.append(
             Line(
@@ -122,28 +151,39 @@ def summarise(runs: Sequence[Finished], baseline: str, role: str) -> list[Line]:
                 model,
                 label,
                 len({run.record["about"]["seed"] for run in group}),
-                _mean(auc),
-                _mean(values(group, "logloss", POOLED)),
+                _mean(pooled),
+                _mean(values(group, second, POOLED)),
                 {
-                    name: _mean(values(group, "auc", name))
+                    name: _mean(found)
                     for name in scenarios_of(group[0].rows)
-                    if name != POOLED
+                    if name != POOLED and (found := values(group, main, name))
                 },
                 gap[0] if gap else None,
                 gap[1] if gap else None,
-                float(np.median([t["fit_seconds"] for t in later])) if later else 0.0,
+                float(np.median([update_seconds(t) for t in later])) if later else 0.0,
             )
         )
     models = list(dict.fromkeys((line.data, line.model) for line in lines))
-    return sorted(lines, key=lambda line: (models.index((line.data, line.model)), -line.auc))
+    sign = 1 if main.startswith("logloss") else -1
+    return sorted(
+        lines, key=lambda line: (models.index((line.data, line.model)), sign * line.value)
+    )
+
+
+def update_seconds(timing: Mapping[str, Any]) -> float:
+    """Return what an update cost: training on D_t, and learning from D_{t+1} once it was scored."""
+    return float(timing["fit_seconds"] + timing.get("learn_next_seconds", 0.0))
 
 
 def _mean(values: Mapping[Any, float]) -> float:
     return float(np.mean(list(values.values()))) if values else float("nan")
 
 
-def cells_of(lines: Sequence[Line], baseline: str) -> list[dict[str, str]]:
+def cells_of(
+    lines: Sequence[Line], baseline: str, metrics: tuple[str, str]
+) -> list[dict[str, str]]:
     """Return the summary as text: a mapping from head to cell for each line."""
+    main, second = map(results.title, metrics)
     names = list(dict.fromkeys(name for line in lines for name in line.by_scenario))
     found = []
     for line in lines:
@@ -151,10 +191,10 @@ def cells_of(lines: Sequence[Line], baseline: str) -> list[dict[str, str]]:
         if line.difference is not None and line.half_width is not None:
             gap = f"{line.difference:+.4f} ± {line.half_width:.4f}"
         cells = {"data": line.data, "model": line.model, "updater": line.updater}
-        cells |= {"seeds": str(line.seeds), "AUC": f"{line.auc:.4f}"}
-        cells |= {f"minus {baseline} (95%)": gap, "log loss": f"{line.logloss:.4f}"}
+        cells |= {"seeds": str(line.seeds), main: f"{line.value:.4f}"}
+        cells |= {f"minus {baseline} (95%)": gap, second: f"{line.second:.4f}"}
         cells |= {"s/period": f"{line.seconds:.2f}"}
-        cells |= {f"AUC {n}": f"{line.by_scenario.get(n, float('nan')):.4f}" for n in names}
+        cells |= {f"{main} {n}": f"{line.by_scenario.get(n, float('nan')):.4f}" for n in names}
         found.append(cells)
     return found
 
@@ -164,16 +204,22 @@ def show_summary(
     baseline: str = "finetune",
     role: str | None = None,
     markdown: bool = False,
+    metric: str | None = None,
 ) -> None:
-    """Print the summary of the runs over the periods of a role; None: test, or tune if none is."""
+    """Print the summary of the runs over the periods of a role; None: test, or tune if none is.
+
+    metric: what to compare by, None for what the runs are shown by: see `metrics_of`.
+    """
+    metrics = metrics_of(runs, metric)
     if role is None:
         role = "test" if any(row.role == "test" for run in runs for row in run.rows) else "tune"
-    lines = summarise(runs, baseline, role)
+    lines = summarise(runs, baseline, role, metrics)
     if not lines:
         raise Mistake(f"--role {role}: the runs have no period of that role")
-    cells = cells_of(lines, baseline)
+    cells = cells_of(lines, baseline, metrics)
+    main, second = map(results.title, metrics)
     logs = sorted({line.data for line in lines})
-    whole = {*TEXT, "seeds", "AUC", f"minus {baseline} (95%)", "s/period"}
+    whole = {*TEXT, "seeds", main, f"minus {baseline} (95%)", "s/period"}
     heads = [head for head in cells[0] if head != "data" or len(logs) > 1]
     if markdown:
         rule = ["---" if head in TEXT else "---:" for head in heads]
@@ -182,8 +228,8 @@ def show_summary(
         return
     means = f"{', '.join(logs)}: means over seeds and {role} periods"
     first = [head for head in heads if head in whole]
-    second = [head for head in heads if head in TEXT or head not in whole]
-    for title, shown in ((means, first), ("log loss, and AUC by scenario", second)):
+    others = [head for head in heads if head in TEXT or head not in whole]
+    for title, shown in ((means, first), (f"{second}, and {main} by scenario", others)):
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for head in shown:
             words = head in TEXT
@@ -206,10 +252,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="run or sweep folders")
     parser.add_argument("--baseline", default="finetune", help="updater to take differences to")
     parser.add_argument("--role", choices=("tune", "test"), help="periods to read (test)")
+    parser.add_argument("--metric", help="number of results.csv to compare by")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--published", action="store_true", help="add the papers' own figures")
     given = parser.parse_args(arguments)
     try:
-        show_summary(find_runs(given.folders), given.baseline, given.role, given.markdown)
+        runs = find_runs(given.folders)
+        show_summary(runs, given.baseline, given.role, given.markdown, given.metric)
+        if given.published:
+            logs = sorted({str(run.record["about"]["data"]) for run in runs})
+            show_published(logs, given.markdown)
     except Mistake as mistake:
         print(f"incrs: {mistake}", file=sys.stderr)
         return 2

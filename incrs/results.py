@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ from incrs.period import Period
 FILE = "results.csv"
 POOLED = "all"
 """The scenario name of a number read on all scenarios' rows together."""
+RECALL = re.compile(r"recall_(\d+)")
 
 
 class Run(NamedTuple):
@@ -61,16 +64,20 @@ def measure(
     period: Period,
     logit: np.ndarray,
     known: Mapping[str, int],
+    places: np.ndarray | None = None,
+    cutoffs: Sequence[int] = (),
 ) -> list[Row]:
     """Return the rows that period's scores give, pooled first, then scenario by scenario.
 
     logit: (n,) float32 scores of the period's rows in their order.  known: vocabulary -> how many of
-    its ids appeared in earlier periods; ids are numbered by first appearance.
-    Metrics: auc, logloss, gauc (where the log has users), oracle_auc and oracle_logloss (where the
-    truth is known). Of the pooled rows also collapsed, 1 where the scores are all equal or not
-    finite, else 0, and auc and logloss of the rows whose user, or item, is met for the first time in
-    this period, and of the others: auc_new_users, auc_known_users, auc_new_items, ...; rows without
-    a user or item are in neither.
+    its ids appeared in earlier periods; ids are numbered by first appearance.  places: (m, 2) how many
+    candidates are above and level with each positive that has an item, None where nothing was ranked.
+    Metrics: auc, logloss, recall_K and ndcg_K of every cutoff K (where positives were ranked), gauc
+    (where the log has users), oracle_auc and oracle_logloss (where the truth is known). Of the pooled
+    rows also collapsed, 1 where the scores are all equal or not finite, else 0, and all but gauc and
+    the oracle's of the rows whose user, or item, is met for the first time in this period, of the
+    others, and of the four kinds of both: auc_new_users, auc_known_items, auc_new_users_known_items,
+    ...; rows without a user or item are in none.
     """
     who = {"users": schema.user, "items": schema.item}
     columns = {kind: schema.column(field) for kind, field in who.items() if field is not None}
@@ -87,14 +94,26 @@ def measure(
     id_of = dict(zip(columns, ids, strict=True))
     user = id_of.get("users")
     truth = None if period.truth is None else period.truth.cpu().numpy()
-    groups: list[tuple[str, np.ndarray]] = [(POOLED, np.ones(len(label), dtype=bool))]
-    groups += [(name, scenario == s) for s, name in enumerate(schema.scenarios)]
-    rows = []
-    for name, where in groups:
+    if places is not None:
+        ranked = (label == 1) & (id_of["items"] > 0)
+
+    def of(where: np.ndarray) -> dict[str, metrics.Measured]:
         found = {
             "auc": metrics.auc(logit[where], label[where]),
             "logloss": metrics.logloss(logit[where], label[where]),
         }
+        if places is not None:
+            above, level = places[where[ranked]].T
+            for k in cutoffs:
+                found[f"recall_{k}"] = metrics.recall(above, level, k)
+                found[f"ndcg_{k}"] = metrics.ndcg(above, level, k)
+        return found
+
+    groups: list[tuple[str, np.ndarray]] = [(POOLED, np.ones(len(label), dtype=bool))]
+    groups += [(name, scenario == s) for s, name in enumerate(schema.scenarios)]
+    rows = []
+    for name, where in groups:
+        found = of(where)
         if user is not None:
             found["gauc"] = metrics.gauc(logit[where], label[where], user[where])
         if truth is not None:
@@ -104,20 +123,54 @@ def measure(
         if name == POOLED:
             dead = float(has_collapsed(logit))
             found["collapsed"] = metrics.Measured(dead, *found["auc"][1:])
-            for kind, field in who.items():
-                if field is not None:
-                    first = known[schema.fields[field]]
-                    for word, part in (
-                        ("new", id_of[kind] >= first),
-                        ("known", (id_of[kind] > 0) & (id_of[kind] < first)),
-                    ):
-                        found[f"auc_{word}_{kind}"] = metrics.auc(logit[part], label[part])
-                        found[f"logloss_{word}_{kind}"] = metrics.logloss(logit[part], label[part])
+            first = {kind: known[schema.fields[str(who[kind])]] for kind in columns}
+            for kind, part in new_and_known(id_of, first).items():
+                found |= {f"{metric}_{kind}": value for metric, value in of(part).items()}
         rows += [
             Row(*run, period.index, str(period.role), name, metric, *measured)
             for metric, measured in found.items()
         ]
     return rows
+
+
+def new_and_known(ids: Mapping[str, np.ndarray], known: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return masks of the rows with new and with known ids of each kind, and of all pairs of these.
+
+    ids: users, items or both -> (n,).  known: how many ids of the kind there were before.
+    """
+    parts = {
+        kind: {
+            f"new_{kind}": values >= known[kind],
+            f"known_{kind}": (values > 0) & (values < known[kind]),
+        }
+        for kind, values in ids.items()
+    }
+    found = {name: where for one in parts.values() for name, where in one.items()}
+    if len(parts) == 2:
+        users, items = parts.values()
+        for one, other in itertools.product(users, items):
+            found[f"{one}_{other}"] = users[one] & items[other]
+    return found
+
+
+def headline(rows: Iterable[Row]) -> tuple[str, str]:
+    """Return the two metrics that are shown of a run: of the largest cutoff where it ranks."""
+    cutoffs = [int(found[1]) for row in rows if (found := RECALL.fullmatch(row.metric))]
+    return (f"recall_{max(cutoffs)}", f"ndcg_{max(cutoffs)}") if cutoffs else ("auc", "logloss")
+
+
+def title(metric: str) -> str:
+    """Return what people call a metric: AUC new users, Recall@20."""
+    word, *rest = metric.split("_")
+    words = {
+        "auc": "AUC",
+        "logloss": "log loss",
+        "gauc": "GAUC",
+        "recall": "Recall",
+        "ndcg": "NDCG",
+    }
+    cutoff = f"@{rest.pop(0)}" if rest and rest[0].isdigit() else ""
+    return " ".join([words.get(word, word) + cutoff, *rest])
 
 
 def has_collapsed(logit: np.ndarray) -> bool:

@@ -15,16 +15,17 @@ import lightning as L
 import numpy as np
 import torch
 
-from incrs import results, together
+from incrs import findings, results, together
 from incrs.dashboard import Timing, Watcher
 from incrs.data.stream import AlignedLoader, BatchLoader, History, PeriodStream
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule, clone
 from incrs.period import Period
+from incrs.ranking import CandidateLoader, Ranker, Ranking
 from incrs.results import Row, Run
 from incrs.signals import uninterrupted
-from incrs.updaters.base import Weights
+from incrs.updaters.base import Weights, overrides
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Fit:
         for watcher in self._steps.watchers:
             watcher.period_begins(periods[-1].index, periods[-1].name, epochs * len(loader))
         trainer.fit(module, loader)
+        self.seed = seed_of(self.seed, 1)  # of the next fit, if it is not set before
         if trainer.global_step != epochs * len(loader):
             raise RuntimeError(f"trained {trainer.global_step} of {epochs * len(loader)} steps")
 
@@ -98,14 +100,30 @@ def score(
     module: ScenarioModule, trainer: TrainerMaker, stream: PeriodStream, period: Period
 ) -> np.ndarray:
     """Return the logits of the period's rows in their order, (n,) float32."""
-    loader = stream.loader(period)
+    return _predicted(module, trainer, stream.loader(period), len(period))
+
+
+def rank(
+    module: ScenarioModule, trainer: TrainerMaker, ranker: Ranker, period: Period
+) -> np.ndarray:
+    """Return how many candidates are above, and level with, each positive that has an item, (n, 2)."""
+    loader = ranker.loader(period)
+    if not len(loader):
+        return np.empty((0, 2), np.int64)
+    return _predicted(module, trainer, loader, len(loader.period))
+
+
+def _predicted(
+    module: ScenarioModule, trainer: TrainerMaker, loader: BatchLoader | CandidateLoader, rows: int
+) -> np.ndarray:
+    """Return what `predict_step` says of all rows of a loader, in their order, whichever process said it."""
     parts = make_trainer(trainer, [], 1).predict(module, loader)
-    logit = torch.cat(cast("list[torch.Tensor]", parts))
+    found = torch.cat(cast("list[torch.Tensor]", parts))
     if not together.alone():
-        mine, logit = logit, logit.new_zeros(len(period))
-        logit[loader.positions().to(logit.device)] = mine
-        (logit,) = together.summed(logit)
-    return logit.cpu().numpy()
+        mine, found = found, found.new_zeros(rows, *found.shape[1:])
+        found[loader.positions().to(found.device)] = mine
+        (found,) = together.summed(found)
+    return found.cpu().numpy()
 
 
 def update(
@@ -156,6 +174,16 @@ def losses_of(module: ScenarioModule, period: Period, updaters: Sequence[str]) -
     return found
 
 
+def rates_of(module: ScenarioModule) -> str:
+    """Return the settings of learning rates that the scores may have collapsed by."""
+    own = [
+        f"updater.{name}.learning_rate"
+        for name, updater in module.updaters.items()
+        if overrides(updater, "serving_weights") and hasattr(updater, "learning_rate")
+    ]
+    return " (or ".join(["optimizer.lr", *own]) + ")" * len(own)
+
+
 def run(
     stream: PeriodStream,
     module: ScenarioModule,
@@ -166,15 +194,20 @@ def run(
     warmup_epochs: int = 2,
     epochs: int = 1,
     incremental_lr: float | None = None,
+    ranking: Ranking | None = None,
 ) -> list[Row]:
     """Run the protocol over the stream, or go on where the folder's checkpoint stands.
 
     about: names the run and holds the seed.  warmup_epochs: of the first fit, and of every fit that
     starts from the initial weights; epochs: of the others.  incremental_lr: learning rate of those
-    others, None for the optimizer's own.  Returns all rows of results.csv.
+    others, None for the optimizer's own.  ranking: what to ask beyond AUC and log loss, if anything.
+    Returns all rows of results.csv.
     """
+    ranker = None if ranking is None else Ranker(ranking, stream, about.seed)
     done = folder.restore(module, stream.roster)
     rows = [] if done is None else folder.rows_until(done.period + done.scored)
+    learners = {n: u for n, u in module.updaters.items() if overrides(u, "learn_next")}
+    notes = [] if done is None else findings.read(folder.path, done.period + done.scored)
     fit = Fit(trainer, stream, watchers)
     for history, following in stream.pairs(None if done is None else done.period + done.scored):
         t = len(history) - 1
@@ -204,7 +237,19 @@ def run(
         if following is not None:
             began = time.perf_counter()
             logit = score(module, trainer, stream, following)
-            found = results.measure(about, stream.schema, following, logit, stream.roster.known)
+            places = None
+            if ranker is not None:
+                ranker.catch_up(history)
+                places = rank(module, trainer, ranker, following)
+            found = results.measure(
+                about,
+                stream.schema,
+                following,
+                logit,
+                stream.roster.known,
+                places,
+                [] if ranking is None else ranking.cutoffs,
+            )
             timing = timing._replace(
                 scored=following.name,
                 score_seconds=time.perf_counter() - began,
@@ -213,16 +258,23 @@ def run(
             if results.has_collapsed(logit):
                 log.warning(
                     "the model has collapsed: its scores of period %d (%s) are all equal or not "
-                    "finite; results.csv marks it, and a smaller optimizer.lr may prevent it",
+                    "finite; results.csv marks it, and a smaller %s may prevent it",
                     following.index,
                     following.name,
+                    rates_of(module),
                 )
         module.serve(None)
         if following is not None:
             fit.seed = seed_of(about.seed, t, LEARN_NEXT)
             L.seed_everything(fit.seed, verbose=False)
-            for updater in module.updaters.values():
+            began = time.perf_counter()
+            module.learning_rate = incremental_lr
+            for updater in learners.values():
                 updater.learn_next(module, history, following, fit)
+            if learners:
+                timing = timing._replace(learn_next_seconds=time.perf_counter() - began)
+            for name, updater in learners.items():
+                notes += findings.of(following.index, name, updater.findings())
             for watcher in watchers:
                 watcher.period_scored(found, timing)
         rows += found
@@ -232,6 +284,7 @@ def run(
             if not learnt:
                 folder.write_serving(t + 1, served, stream.roster)
             folder.write_results(rows)
+            findings.write(folder.path, notes)
             folder.add_timing(timing)
             folder.save(t, following is not None, module, stream.roster)
     return rows

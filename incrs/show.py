@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 
 from incrs.console import number, terminal
-from incrs.results import POOLED, Row, Run, replacing
+from incrs.results import POOLED, Row, Run, headline, replacing
+from incrs.results import title as titled
 
 
 def scenarios_of(rows: Iterable[Row]) -> list[str]:
@@ -22,14 +23,15 @@ def scenarios_of(rows: Iterable[Row]) -> list[str]:
 
 
 def show_run(rows: Sequence[Row], about: Run, names: Mapping[int, str]) -> None:
-    """Print a run's tables: periods by scenarios, AUC then log loss, and those of who is new."""
+    """Print a run's tables: periods by scenarios, of the two metrics it is shown by, and who is new."""
     if not rows:
         terminal.print("no period was scored yet: the log ends with the warm-up")
         return
-    for metric, title in (("auc", "AUC"), ("logloss", "log loss")):
-        terminal.print(table_of_run(rows, metric, f"{title}: {' · '.join(about[1:4])}", names))
+    for metric in headline(rows):
+        title = f"{titled(metric)}: {' · '.join(about[1:4])}"
+        terminal.print(table_of_run(rows, metric, title, names))
     table = table_of_news(rows)
-    if table.columns:
+    if table.row_count:
         terminal.print(table)
 
 
@@ -68,52 +70,52 @@ def table_of_run(rows: Sequence[Row], metric: str, title: str, names: Mapping[in
 
 
 def table_of_news(rows: Sequence[Row]) -> Table:
-    """Return AUC, log loss and share of the rows of new and of known users and items.
+    """Return the table of new and known users and items: their share of the rows, and their metrics.
 
-    Means over the test periods, or the tune periods where there is no test period.
+    A line for each kind and for each pair of kinds that has rows. Means over the test periods, or the
+    tune periods where there is no test period.
     """
     role = "test" if any(row.role == "test" for row in rows) else "tune"
+    main, second = headline(rows)
     table = Table(title=f"who is new: {role} periods", title_justify="left", box=box.SIMPLE_HEAD)
+    for head in ("", titled(main), titled(second), "rows"):
+        table.add_column(head, justify="right" if head else "left")
     found: dict[str, list[Row]] = {}
     for row in rows:
         if row.role == role and row.scenario == POOLED:
             found.setdefault(row.metric, []).append(row)
-    groups = [name.removeprefix("auc_") for name in found if name.startswith("auc_")]
-    if not groups:
-        return table
-    table.add_column("")
-    for group in groups:
-        table.add_column(group.replace("_", " "), justify="right")
-    for metric, label in (("auc", "AUC"), ("logloss", "log loss")):
-        means = [
-            [row.value for row in found[f"{metric}_{group}"] if row.value is not None]
-            for group in groups
-        ]
-        table.add_row(label, *(number(float(np.mean(m)) if m else None) for m in means))
-    every = sum(row.rows for row in found["auc"])
-    shares = [sum(row.rows for row in found[f"auc_{group}"]) / every for group in groups]
-    table.add_row("rows", *(f"{share:.1%}" for share in shares))
+    every = sum(row.rows for row in found.get(main, ()))
+    for name in found:
+        group = name.removeprefix(f"{main}_")
+        count = sum(row.rows for row in found[name])
+        if group == name or not count:
+            continue
+        cells = []
+        for metric in (main, second):
+            values = [r.value for r in found[f"{metric}_{group}"] if r.value is not None]
+            cells.append(number(float(np.mean(values)) if values else None))
+        table.add_row(group.replace("_", " "), *cells, f"{count / every:.1%}")
     return table
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
-    """Draw AUC by period, a panel for each scenario, the oracle dotted where it is known."""
-    names = scenarios_of(rows)
+    """Draw the run's first metric by period, a panel for each scenario, the oracle's dotted if known."""
+    names, (main, _) = scenarios_of(rows), headline(rows)
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         across = min(3, len(names))
         down = -(-len(names) // across)
         figure = Figure(figsize=(3.6 * across, 2.6 * down), layout="constrained")
         axes = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
         for axis, name in zip(axes, names, strict=False):
-            for metric, style in (("auc", "o-"), ("oracle_auc", "k:")):
+            for metric, style in ((main, "o-"), (f"oracle_{main}", "k:")):
                 found = [r for r in rows if r.scenario == name and r.metric == metric]
                 if found:
                     values = [np.nan if r.value is None else r.value for r in found]
-                    label = "oracle" if metric == "oracle_auc" else found[0].updater
+                    label = "oracle" if metric != main else found[0].updater
                     axis.plot([r.period for r in found], values, style, label=label, markersize=3)
             axis.set_title(f"scenario {name}" if name != POOLED else "all scenarios")
             axis.set_xlabel("period")
-            axis.set_ylabel("AUC")
+            axis.set_ylabel(titled(main))
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.25)
         for axis in axes[len(names) :]:

@@ -29,17 +29,18 @@ from hydra.types import RunMode
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from incrs import console, report, show
+from incrs import console, findings, report, show
 from incrs.dashboard import Watcher
 from incrs.data.base import Source
 from incrs.data.stream import PeriodStream
-from incrs.door import FIRST, enter, made, maker
+from incrs.door import CONF, FIRST, enter, made, maker
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.models.base import Backbone
 from incrs.module import ScenarioModule
+from incrs.ranking import Clicks, Ranking
 from incrs.results import Run
 from incrs.roster import Roster
 from incrs.runner import make_trainer, run, seed_of
@@ -80,6 +81,7 @@ def quiet() -> None:
 
 def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     """Check what can be checked before anything is read, and open the run folder's record."""
+    drop_unchosen(config.updater)
     checks = {"seed": 0, "batch_size": 1, "warmup_epochs": 1, "epochs": 1}
     share = config.unknown_rate
     if type(share) not in (int, float) or not 0 <= share < 1:
@@ -120,6 +122,16 @@ def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def drop_unchosen(updaters: DictConfig) -> None:
+    """Leave out what an experiment sets of updaters that were not chosen: nothing says their class."""
+    known = {path.stem for path in (CONF / "updater").glob("*.yaml")}
+    with open_dict(updaters):
+        for name in [
+            name for name in updaters if name in known and "_target_" not in updaters[name]
+        ]:
+            del updaters[name]
+
+
 def go_on(folder: RunFolder) -> dict[str, Any]:
     """Read the record of the run to go on with."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -145,6 +157,8 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
         str(name): made(one, f"updater.{name}") for name, one in config.updater.items()
     }
     check(updaters)
+    task: Clicks | Ranking = made(config.task, "task") if config.get("task") else Clicks()
+    ranking = task if isinstance(task, Ranking) else None
     optimizer, trainer = maker(config, "optimizer"), maker(config, "trainer")
     try:
         optimizer([torch.nn.Parameter(torch.zeros(1))])
@@ -158,6 +172,8 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     ]
     source: Source = made(config.data, "data")
     source.prepare()
+    if ranking is not None:
+        ranking.check(source.schema)
     before = record.get("data")
     if before and before["fingerprint"] not in source.fingerprints[len(before["roles"]) - 1 :][:1]:
         raise Mistake(
@@ -202,6 +218,7 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
             warmup_epochs=config.warmup_epochs,
             epochs=config.epochs,
             incremental_lr=config.incremental_lr,
+            ranking=ranking,
         )
         finished = True
     except Interrupted:
@@ -219,6 +236,7 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
         scored = {one["period"] + 1: one["scored"] for one in record["timings"]}
         show.show_run(rows, about, scored)
     show.draw_curves(rows, folder.path / "curves.png")
+    findings.draw(folder.path)
     console.line(f"everything is in {folder.path}")
     done.append(folder.path)
 

@@ -48,6 +48,8 @@ LARGE = Schema(
     lists={"history": ListField("item", 6), "tags": ListField("tag", 3)},
     numbers=["age"],
     scenarios=["home", "search", "live"],
+    user="user",
+    item="item",
 )
 """Two tables whose gradients are sparse, one of them looked up by two fields and a list."""
 

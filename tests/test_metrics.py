@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from incrs.metrics import auc, gauc, logloss
+from incrs.metrics import auc, gauc, logloss, ndcg, recall
 
 
 def pairwise_auc(score: np.ndarray, label: np.ndarray) -> float | None:
@@ -74,3 +77,43 @@ def test_logloss_is_exact_where_probabilities_saturate() -> None:
     logit, label = np.array([0.5, -2.0, 800.0, -800.0]), np.array([1, 0, 0, 1])
     expected = (np.log1p(np.exp(-0.5)) + np.log1p(np.exp(-2.0)) + 800 + 800) / 4
     assert logloss(logit, label).value == pytest.approx(expected, rel=1e-12)
+
+
+def ranked(scores: np.ndarray, cutoff: int, random: np.random.Generator) -> tuple[float, float]:
+    """Return hit and gain of the first of the scores, in one random order of those that tie."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], random.random()))
+    rank = order.index(0)
+    return float(rank < cutoff), 1 / math.log2(rank + 2) if rank < cutoff else 0.0
+
+
+@pytest.mark.parametrize("cutoff", [1, 3, 8, 50])
+def test_recall_and_ndcg_are_those_of_sorted_lists(cutoff: int) -> None:
+    random = np.random.default_rng(0)
+    score = random.random((40, 21))
+    above = (score[:, 1:] > score[:, :1]).sum(1)
+    level = np.zeros(40, np.int64)
+    hits, gains = zip(*(ranked(row, cutoff, random) for row in score), strict=True)
+    assert recall(above, level, cutoff) == (pytest.approx(np.mean(hits), abs=1e-12), 40, 40)
+    assert ndcg(above, level, cutoff) == (pytest.approx(np.mean(gains), abs=1e-12), 40, 40)
+
+
+@pytest.mark.parametrize("cutoff", [1, 2, 5])
+def test_ties_count_as_the_mean_over_all_orders_of_them(cutoff: int) -> None:
+    score = np.array([0.5, 0.9, 0.5, 0.1, 0.5, 0.2])  # one above the first, two level with it
+    ranks = [
+        sorted(order, key=lambda i: -score[i]).index(0)
+        for order in itertools.permutations(range(6))
+    ]
+    above, level = np.array([1]), np.array([2])
+    hits = np.mean([rank < cutoff for rank in ranks])
+    gains = np.mean([1 / math.log2(rank + 2) * (rank < cutoff) for rank in ranks])
+    assert recall(above, level, cutoff).value == pytest.approx(hits, abs=1e-12)
+    assert ndcg(above, level, cutoff).value == pytest.approx(gains, abs=1e-12)
+
+
+def test_a_model_that_ranks_nothing_is_at_chance_and_one_without_numbers_has_no_value() -> None:
+    above, level = np.zeros(7, np.int64), np.full(7, 999)
+    assert recall(above, level, 20).value == pytest.approx(20 / 1000)
+    broken = np.array([0, -1, 3])
+    assert recall(broken, broken, 20) == ndcg(broken, broken, 20) == (None, 3, 3)
+    assert recall(above[:0], level[:0], 20) == (None, 0, 0)

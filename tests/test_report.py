@@ -47,17 +47,17 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def lines_of(folder: Path, role: str = "test") -> dict[str, report.Line]:
-    lines = report.summarise(report.find_runs([folder]), "finetune", role)
-    assert [line.auc for line in lines] == sorted((line.auc for line in lines), reverse=True)
+    lines = report.summarise(report.find_runs([folder]), "finetune", role, ("auc", "logloss"))
+    assert [line.value for line in lines] == sorted((line.value for line in lines), reverse=True)
     return {line.updater: line for line in lines}
 
 
 def test_a_line_is_the_mean_over_seeds_and_periods_of_a_role(sweep: Path) -> None:
     tested, tuned = lines_of(sweep), lines_of(sweep, "tune")
     for u, updater in enumerate(("finetune", "incmsr", "frozen")):
-        assert tested[updater].auc == pytest.approx(DRAWN[u, :, 1:].mean())
+        assert tested[updater].value == pytest.approx(DRAWN[u, :, 1:].mean())
         assert tested[updater].by_scenario == {"home": pytest.approx(DRAWN[u, :, 1:].mean())}
-        assert tuned[updater].auc == pytest.approx(DRAWN[u, :, 0].mean())
+        assert tuned[updater].value == pytest.approx(DRAWN[u, :, 0].mean())
     assert tested["finetune"].seeds == 2
     assert tested["finetune"].seconds == 0.5
 
@@ -92,6 +92,31 @@ def test_the_command_prints_a_table_and_markdown(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| model | updater | seeds | AUC | minus frozen (95%)")
     assert len(lines) == 5
+
+
+def test_runs_that_rank_are_compared_by_recall_unless_asked_otherwise(
+    sweep: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for file in sweep.rglob("results.csv"):
+        rows = results.read(file)
+        ranks = [("recall_20", "auc"), ("ndcg_20", "logloss")]
+        rows += [r._replace(metric=new) for new, old in ranks for r in rows if r.metric == old]
+        results.write(file, rows)
+    assert report.main([str(sweep), "--markdown"]) == 0
+    heads = capsys.readouterr().out.splitlines()[0]
+    assert heads.startswith(
+        "| model | updater | seeds | Recall@20 | minus finetune (95%) | NDCG@20"
+    )
+    assert heads.endswith("| Recall@20 home |")
+    assert report.main([str(sweep), "--markdown", "--metric", "logloss"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        "| model | updater | seeds | log loss | minus finetune (95%) | AUC |"
+    )
+    values = [float(line.split(" | ")[3]) for line in lines[2:]]
+    assert values == sorted(values)
+    assert report.main([str(sweep), "--metric", "recall_7"]) == 2
+    assert "no such number, they have auc, logloss, recall_20, ndcg_20" in capsys.readouterr().err
 
 
 def test_a_folder_without_runs_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -33,9 +33,11 @@ def test_new_and_known_users_have_a_table_of_their_own() -> None:
         *row("logloss_new_users", 0.5, 20),
     ]
     table = show.table_of_news(rows)
-    assert [column.header for column in table.columns] == ["", "new users"]
-    assert list(table.columns[1].cells) == ["0.6000", "0.5000", "20.0%"]
-    assert not show.table_of_news([r for r in rows if r.metric == "auc"]).columns
+    assert [column.header for column in table.columns] == ["", "AUC", "log loss", "rows"]
+    assert [list(column.cells) for column in table.columns] == [
+        *(["new users"], ["0.6000"], ["0.5000"], ["20.0%"])
+    ]
+    assert not show.table_of_news([r for r in rows if r.metric == "auc"]).row_count
 
 
 def test_a_run_table_has_a_line_for_each_period_and_each_role() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import CONF
 
+BOTH = ("auc", "logloss")
 SMALL = ["model=shared_bottom", "data.rows_per_period=400", "data.users=100", "data.items=80"]
 
 
@@ -83,11 +84,12 @@ def test_results_are_tidy(finished: tuple[Path, str]) -> None:
     assert auc.height == 7 * 5
     assert set(frame["metric"]) == {
         *("auc", "logloss", "gauc", "oracle_auc", "oracle_logloss", "collapsed"),
+        *(f"{m}_{w}_{k}" for m in BOTH for w in ("new", "known") for k in ("users", "items")),
         *(
-            f"{m}_{w}_{k}"
-            for m in ("auc", "logloss")
-            for w in ("new", "known")
-            for k in ("users", "items")
+            f"{m}_{u}_users_{i}_items"
+            for m in BOTH
+            for u in ("new", "known")
+            for i in ("new", "known")
         ),
     }
 
@@ -266,6 +268,7 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
     ]
     subprocess.run(install, check=True, capture_output=True)
     assert (target / "incrs" / "conf" / "train.yaml").exists()
+    assert (target / "incrs" / "published.csv").exists()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(

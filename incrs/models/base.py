@@ -8,6 +8,8 @@ YOU GET every updater, every log, tables that grow with the log, resume and scor
 embeddings and towers.
 YOU MAY NOT meet Lightning, Hydra or an updater, keep anything between two calls but parameters and
 batch-norm statistics, or leave a parameter without gradient when a scenario is absent from a batch.
+Ranking works as it is: `score` puts each candidate into the row. A backbone that can do so for less,
+as one that multiplies a user's vector by an item's, overrides it.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from incrs import together
 from incrs.period import Batch
+
+PAIRS = 1 << 14
+"""`Backbone.score` puts so many rows with a candidate through the network at once."""
 
 
 class Output(NamedTuple):
@@ -34,6 +40,36 @@ class Output(NamedTuple):
     logit: Tensor
     shared: Tensor | None = None
     specific: Tensor | None = None
+
+
+class Items(NamedTuple):
+    """C candidates for each of B rows, as positions in a catalogue of I items.
+
+    at: (B, C) int64 in [0, I); 0, the unknown item, pads a row that has fewer candidates.
+    fields: (I, K) int32, the catalogue's values, as a `Batch` has them, of the item's own field (the
+    first column) and of the fields that follow the item.  columns: which K columns of `Batch.fields`.
+    lists: name -> (I, L) int32, of the lists that follow the item.
+    numbers: (I, M) float32, of the numbers that follow it.  numeric: which M columns of `Batch.numbers`.
+    """
+
+    at: Tensor
+    fields: Tensor
+    columns: tuple[int, ...]
+    lists: dict[str, Tensor]
+    numbers: Tensor
+    numeric: tuple[int, ...]
+
+    @property
+    def ids(self) -> Tensor:
+        """(B, C) int32: the candidates as values of the item's own field, rows of its table."""
+        return self.fields[:, 0].contiguous()[self.at]
+
+    def inside(self, batch: Batch, row: Tensor, item: Tensor) -> Batch:
+        """Return the rows `row` (n,) of a batch with the items `item` (n,) of the catalogue in them."""
+        rows = batch.take(row)
+        rows.fields[:, list(self.columns)] = self.fields[item]
+        rows.numbers[:, list(self.numeric)] = self.numbers[item].to(rows.numbers.dtype)
+        return rows._replace(lists=rows.lists | {name: x[item] for name, x in self.lists.items()})
 
 
 class Tables(nn.Module, ABC):
@@ -78,6 +114,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, representations: bool = False) -> Output:
         """Score B rows; fill `Output.shared` and `.specific` only where `representations`."""
+
+    def score(self, batch: Batch, items: Items) -> Tensor:
+        """Return (B, C), the logit of every row with each candidate in its item's place.
+
+        Where `items.at` is 0 the number means nothing.
+        """
+        count = items.at.shape[1]
+        where = torch.arange(items.at.numel(), device=items.at.device)
+        logits = [
+            self(items.inside(batch, part // count, items.at.view(-1)[part])).logit
+            for part in where.split(PAIRS)
+        ]
+        return torch.cat(logits).view(-1, count)
 
     def loss(self, batch: Batch, output: Output) -> Tensor:
         """Return the training loss, a scalar: mean binary cross-entropy over the rows.

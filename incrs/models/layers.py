@@ -77,6 +77,20 @@ def pool(table: Tensor, ids: Tensor, sparse: bool = False) -> Tensor:
     return torch.bmm(share.unsqueeze(1), look_up(table, ids, sparse, padding=0)).squeeze(1)
 
 
+def pool_nested(table: Tensor, ids: Tensor, owners: Tensor, sparse: bool = False) -> Tensor:
+    """Average rows over what belongs to one owner, then over the owners: (B, size).
+
+    table: (n, size).  owners: (B, H), 0 = padding.  ids: (B, H * L), L places for each owner in turn, 0 =
+    padding; an owner without any counts as zeros.  sparse: see `look_up`.
+    """
+    mask = (ids != 0).to(table.dtype).view(*owners.shape, -1)  # (B, H, L)
+    held = (owners != 0).to(table.dtype)
+    share = held / (held.sum(1, keepdim=True) + 1e-8)  # (B, H)
+    share = share.unsqueeze(2) * mask / (mask.sum(2, keepdim=True) + 1e-8)
+    rows = look_up(table, ids, sparse, padding=0)  # (B, H * L, size)
+    return torch.bmm(share.flatten(1).unsqueeze(1), rows).squeeze(1)
+
+
 class Embeddings(Tables):
     """One table per vocabulary, and the input (B, width) that a row's ids and numbers make.
 

@@ -19,7 +19,9 @@ SCHEMA = Schema(
     user="user",
     item="item",
 )
-BARE = Schema({"user": 30, "item": 20}, {"user": "user", "item": "item"}, {}, [], ["only"])
+BARE = Schema(
+    {"user": 30, "item": 20}, {"user": "user", "item": "item"}, {}, [], ["only"], "user", "item"
+)
 
 
 def rows(schema: Schema, count: int, seed: int = 0, scenario: list[int] | None = None) -> Batch:
