@@ -22,10 +22,12 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.meta
 
 bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.speed --smoke
 	$(BIN)/python -m benchmarks.memory --smoke
+	$(BIN)/python -m benchmarks.meta --smoke
 
 clean:
 	rm -rf .venv

@@ -40,6 +40,7 @@ WORK = ("prepare", "warm-up", "fit", "score", "save")
 PHASES = ("start", *WORK, "end")
 IMPORTED = ("incrs.train", "incrs.data.log", "incrs.models.shared_bottom", "incrs.updaters.incmsr")
 DAYS, LATER, ROWS = 9, 2, 150  # the last LATER days come in later
+TABLES = ("run/results.csv", "run/losses.csv", "run/findings.csv")
 DECLARED = """
 defaults: [log]
 name: shop
@@ -251,7 +252,7 @@ def check_whole(desk: Path, whole: Mapping[str, bytes], killed: bool) -> None:
             continue
         if name.startswith("run/serving/") and value != whole[name]:
             raise AssertionError(f"{name} is not whole")
-        if name in ("run/results.csv", "run/losses.csv") and not whole[name].startswith(value):
+        if name in TABLES and not whole[name].startswith(value):
             raise AssertionError(f"{name} is not whole")
         if name.endswith("/manifest.json"):
             for t, period in enumerate(json.loads(value)["periods"]):

@@ -2,335 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Size, Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor, nn
 
 from incrs.errors import Mistake
-from incrs.models.base import Backbone
 from incrs.module import Move, ScenarioModule, clone
 from incrs.period import Period
 from incrs.updaters.base import Fit, Updater, Weights
-from incrs.updaters.learner import SMALL, Known, Needed, WeightLearner
-
-DENSE = "dense"
-"""The name under which all weights outside of tables lie, one behind the other: (models, P)."""
-BLOCK = 1 << 14
-"""Whole tables are generated in blocks of so many rows."""
-
-CACHED = 1 << 11
-"""What one generator makes goes through the GRU so many numbers at a time, which stay in the cache."""
-
-Formula = Callable[..., Tensor]
-"""(x (k, G, n), h (G, d, n) or None, the parameters (G, ...) of G generators) -> (S, G, n)."""
-
-
-def gru_step(x: Tensor, h: Tensor, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (gates z and r (G, 2d, n), candidate c (G, d, n), the next state (G, d, n)) of Eq. 4.
-
-    z = sig(x u_z + h w_z), r = sig(x u_r + h w_r), c = tanh(x u_c + (h * r) w_c),
-    next = (1 - z) h + z c.  x: (G, n), n numbers for each of G generators.  h: (G, d, n).
-    u: (G, 3d) is [u_z, u_r, u_c].  w: (G, d, 3d) is [w_z, w_r, w_c].
-    """
-    d, add_product, x = h.shape[1], adding(x.shape[1]), x.unsqueeze(1)
-    gates, c = u[:, : 2 * d, None] * x, u[:, 2 * d :, None] * x
-    add_product(gates, w[:, :, : 2 * d].mT, h)
-    z, r = gates.sigmoid_().split(d, 1)
-    add_product(c, w[:, :, 2 * d :].mT, h * r)
-    return gates, c.tanh_(), torch.lerp(h, c, z)
-
-
-def adding(numbers: int) -> Callable[[Tensor, Tensor, Tensor], Any]:
-    """Return how to add to a tensor (G, i, j), in place, the products a (G, i, m) b (G, m, j).
-
-    numbers: how many each generator works on. With one each, what lies side by side in memory are the
-    generators, and the sum over m is taken for all of them at once.
-    """
-    return Tensor.baddbmm_ if numbers > 1 else _add_by_term
-
-
-def _add_by_term(to: Tensor, a: Tensor, b: Tensor) -> None:
-    for m in range(a.shape[2]):
-        to.addcmul_(a[:, :, m : m + 1], b[:, m : m + 1])
-
-
-class _Sequence(torch.autograd.Function):
-    """The outputs of every step of Eq. 4 and 5, with a gradient in a fifth of autograd's memory."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, h: Tensor, u: Tensor, w: Tensor, out: Tensor, bias: Tensor
-    ) -> Tensor:
-        add_product = adding(x.shape[2])
-        kept, outputs = [x, u, w, out, h], []
-        with torch.autocast(x.device.type, enabled=False):
-            for x_j in x:
-                gates, c, h = gru_step(x_j, h, u, w)
-                y = bias[:, None, None].expand(-1, 1, x.shape[2]).clone()
-                add_product(y, out.unsqueeze(1), h)
-                outputs.append(y.squeeze(1))
-                kept += [gates, c, h]
-        ctx.save_for_backward(*kept)
-        return torch.stack(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, u, w, out, *kept = ctx.saved_tensors
-        (dy,) = gradients
-        d, add_product = out.shape[1], adding(x.shape[2])
-        w_gates, w_c = w.split([2 * d, d], 2)
-        du_gates, du_c = (torch.zeros_like(part) for part in u.split([2 * d, d], 1))
-        dw_gates, dw_c, dout = (torch.zeros_like(part) for part in (w_gates, w_c, out))
-        dh: Tensor | None = None
-        with torch.autocast(x.device.type, enabled=False):
-            for j in reversed(range(len(x))):
-                before, gates, c, after = kept[3 * j : 3 * j + 4]
-                z, r = gates.split(d, 1)
-                add_product(dout.unsqueeze(2), after, dy[j].unsqueeze(2))
-                own = out.unsqueeze(2) * dy[j].unsqueeze(1)
-                dh = own if dh is None else dh.add_(own)
-                dc = torch.ops.aten.tanh_backward(dh * z, c)
-                dq = torch.zeros_like(dh)  # of q = h * r
-                add_product(dq, w_c, dc)
-                dgates = torch.empty_like(gates)
-                dz, dr = dgates.split(d, 1)
-                slope = torch.sub(c, before).mul_(dh)
-                torch.ops.aten.sigmoid_backward.grad_input(slope, z, grad_input=dz)
-                torch.ops.aten.sigmoid_backward.grad_input(dq * before, r, grad_input=dr)
-                for du, dw, q, part in (
-                    (du_gates, dw_gates, before, dgates),
-                    (du_c, dw_c, before * r, dc),
-                ):
-                    add_product(du.unsqueeze(2), part, x[j].unsqueeze(2))
-                    add_product(dw, q, part.mT)
-                if j:
-                    dh = torch.addcmul(dh, dh, z, value=-1).addcmul_(dq, r)
-                    add_product(dh, w_gates, dgates)
-        du, dw = torch.empty_like(u), torch.empty_like(w)  # as they lie in memory, unlike a cat
-        du[:, : 2 * d], du[:, 2 * d :] = du_gates, du_c
-        dw[:, :, : 2 * d], dw[:, :, 2 * d :] = dw_gates, dw_c
-        return None, None, du, dw, dout, dy.sum((0, 2))
-
-
-def gru(x: Tensor, h: Tensor | None, u: Tensor, w: Tensor, out: Tensor, bias: Tensor) -> Tensor:
-    """Return y_j = h_j out + bias of every step (Eq. 5), h_j being the state after x_1 .. x_j: (k, G, n).
-
-    x: (k, G, n).  h: (G, d, n), the state before; None: zeros.  out: (G, d).  bias: (G,).
-    """
-    if h is None:
-        h = x.new_zeros(out.shape[1], *x.shape[1:]).transpose(0, 1)
-    parts = list(zip(x.split(CACHED, 2), h.split(CACHED, 2), strict=True))
-    if x.shape[2] > 1:
-        parts = [(x.contiguous(), h.contiguous()) for x, h in parts]
-    return torch.cat([_Sequence.apply(x, h, u, w, out, bias) for x, h in parts], 2)
-
-
-def newest(x: Tensor, h: Tensor | None, *parameters: Tensor) -> Tensor:
-    """Return what `gru` adds to the models themselves: y_j + x_j, (k, G, n)."""
-    return gru(x, h, *parameters) + x
-
-
-def first_state(x: Tensor, h: Tensor | None, u: Tensor, w: Tensor, *_: Tensor) -> Tensor:
-    """Return the state after x_1 alone, (d, G, n); see `gru`."""
-    if h is None:
-        h = x.new_zeros(w.shape[1], *x.shape[1:]).transpose(0, 1)
-    return gru_step(x[0], h, u, w)[2].transpose(0, 1)
-
-
-def combine(x: Tensor, h: Tensor | None, logits: Tensor) -> Tensor:
-    """Return the models' mean by softmax(logits), (1, G, n).  x: (k, G, n), logits: (G, k)."""
-    return (x * logits.softmax(1).T.unsqueeze(2)).sum(0, keepdim=True)
-
-
-def last(formula: Formula) -> Formula:
-    """Return the formula that makes the last of what `formula` makes, (1, G, n)."""
-    return lambda *given: formula(*given)[-1:]
-
-
-class Layout:
-    """Which generator makes which weight of a backbone.
-
-    tables: name -> numbers in a row, each with its generator.  dense: name -> shape, in the order in
-    which they lie in DENSE.  groups: (generators, numbers that each of them makes), which together
-    make DENSE.  sizes: how many generators each table and each group has, P in all.
-    fields: (P,) how many generators the tensor has that a generator works for.
-    """
-
-    def __init__(self, backbone: Backbone, share: str):
-        state, tables = backbone.state_dict(), backbone.tables()
-        self.tables = {name: state[name][0].numel() for name in tables}
-        self.rows = {name: state[name].shape[1:] for name in tables}
-        shapes = {name: x.shape for name, x in backbone.named_parameters() if name not in tables}
-        made = {name: numbers_each(shape, share) for name, shape in shapes.items()}
-        self.dense = {name: shapes[name] for name in sorted(made, key=lambda name: made[name])}
-        generators = {name: shape.numel() // made[name] for name, shape in self.dense.items()}
-        self.groups = [
-            (sum(count for name, count in generators.items() if made[name] == numbers), numbers)
-            for numbers in sorted(set(made.values()))
-        ]
-        self.sizes = [*self.tables.values(), *(count for count, _ in self.groups)]
-        counts = torch.tensor([*self.tables.values(), *generators.values()])
-        self.fields = counts.repeat_interleave(counts)
-
-    def flat(self, weights: Weights) -> Tensor:
-        """Return the weights outside of tables as they lie in DENSE, (P,)."""
-        return torch.cat([weights[name].flatten() for name in self.dense])
-
-
-def numbers_each(shape: Size, share: str) -> int:
-    """Return how many of a dense tensor's numbers one generator makes."""
-    each = {"per_weight": 1, "per_output": shape[-1] if len(shape) > 1 else 1}
-    return each.get(share, max(1, shape.numel()))
-
-
-class Generator(nn.Module):
-    """Applies a formula to every coordinate of a sequence of `models` models.
-
-    weights: the generators' parameters (..., P), in the order in which the formula takes them.
-    """
-
-    def __init__(
-        self, layout: Layout, models: int, formula: Formula, weights: Mapping[str, Tensor]
-    ):
-        super().__init__()
-        self.layout, self.models, self.formula = layout, models, formula
-        ordered = [(name, x.clone()) for name, x in weights.items()]  # a dict would be sorted
-        self.weights = nn.ParameterDict(ordered)
-
-    def forward(self, known: Known, needed: Needed | None = None) -> list[dict[str, Tensor]]:
-        """Return the S models that the formula makes, of the rows that are known.
-
-        known: under a table's name the models' rows (n, ...) and, where there is one, the state before
-        them (n, dim, d); under DENSE (models, P) and, where there is one, the state (d, P).
-        needed: of tables, what is not needed is 0.
-        """
-        return self.named(self.each(self.formula, known, needed or {}))
-
-    def named(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return what `each` found as S models: name -> weight in its own shape."""
-        made: list[dict[str, Tensor]] = []
-        sizes = [shape.numel() for shape in self.layout.dense.values()]
-        for j in range(len(next(iter(found.values())))):
-            one = {}
-            for name, values in found.items():
-                if name in self.layout.tables:
-                    one[name] = values[j].reshape(-1, *self.layout.rows[name])
-                else:
-                    parts = zip(self.layout.dense.items(), values[j].split(sizes), strict=True)
-                    one |= {dense: part.view(shape) for (dense, shape), part in parts}
-            made.append(one)
-        return made
-
-    def each(self, formula: Formula, known: Known, needed: Needed) -> dict[str, Tensor]:
-        """Return what a formula makes of what is known: of tables (S, n, dim), of DENSE (S, P)."""
-        layout = self.layout
-        split = [parameter.split(layout.sizes, -1) for parameter in self.weights.values()]
-        pieces = list(zip(*split, strict=True))  # of each table, then of each group
-        numbers = {name: i for i, name in enumerate(layout.tables)}
-        found: dict[str, Tensor] = {}
-        for names in made_together(known, needed, layout):
-            # Shorter tables are padded to the longest: (tables, n, models, dim).
-            rows = pad_sequence(
-                [
-                    torch.stack([m.flatten(1) for m in known[name][: self.models]], 1)
-                    for name in names
-                ],
-                batch_first=True,
-            )
-            x = rows.permute(2, 0, 3, 1).flatten(1, 2)  # (models, tables * dim, n)
-            h = None
-            if len(known[names[0]]) > self.models:
-                states = pad_sequence([known[name][-1] for name in names], batch_first=True)
-                h = states.permute(0, 2, 3, 1).flatten(0, 1)  # (tables * dim, d, n)
-            mine = [
-                torch.cat(same, -1).movedim(-1, 0).contiguous()
-                for same in zip(*(pieces[numbers[name]] for name in names), strict=True)
-            ]
-            made = self.as_needed(formula, x, h, mine, needed.get(names[0], ()))
-            made = made.unflatten(1, (len(names), -1)).transpose(2, 3)
-            for i, name in enumerate(names):
-                found[name] = made[:, i, : len(known[name][0])]
-        if DENSE in known:
-            sequence, *state = known[DENSE]
-            at, dense = 0, []
-            for (count, each), own in zip(layout.groups, pieces[len(numbers) :], strict=True):
-                stop = at + count * each
-                x = sequence[:, at:stop].unflatten(1, (count, each))
-                h = None
-                if state:
-                    h = state[0][:, at:stop].unflatten(1, (count, each)).transpose(0, 1)
-                mine = [piece.movedim(-1, 0) for piece in own]
-                if each > 1:
-                    mine = [piece.contiguous() for piece in mine]
-                made = formula(x, h, *mine)
-                dense.append(made.flatten(1))
-                at = stop
-            found[DENSE] = torch.cat(dense, 1)
-        return found
-
-    def as_needed(
-        self,
-        formula: Formula,
-        x: Tensor,
-        h: Tensor | None,
-        parameters: Sequence[Tensor],
-        needed: Sequence[int],
-    ) -> Tensor:
-        """Return what the formula makes, but of numbers that no later step needs those steps as 0."""
-        if not needed or needed[0] < CACHED:  # of few, all is made at once
-            return formula(x, h, *parameters)
-        parts, at = [], 0
-        for steps in range(len(needed), 0, -1):
-            own = slice(at, needed[steps - 1])
-            if own.start < own.stop:
-                some = x[: self.models - len(needed) + steps, :, own]
-                made = formula(some, None if h is None else h[:, :, own], *parameters)
-                parts.append(F.pad(made, (0, 0, 0, 0, 0, len(needed) - steps)))
-            at = own.stop
-        return torch.cat(parts, 2)
-
-    @torch.no_grad()
-    def whole(self, formula: Formula, known: Known) -> dict[str, Tensor]:
-        """Return what a formula makes of all rows, as `each` does, in blocks."""
-        found = self.each(formula, {DENSE: known[DENSE]}, {})
-        for name in self.layout.tables:
-            parts = zip(*(x.split(BLOCK) for x in known[name]), strict=True)
-            found[name] = torch.cat(
-                [self.each(formula, {name: part}, {})[name] for part in parts], 1
-            )
-        return found
-
-
-def made_together(known: Known, needed: Needed, layout: Layout) -> list[list[str]]:
-    """Return the names of the tables in `known`, in one list small ones of like size."""
-    lists: dict[Any, list[str]] = {}
-    for name, dim in layout.tables.items():
-        if name in known:
-            rows = len(known[name][0])
-            small = rows <= SMALL and name not in needed
-            alike = (dim, (rows.bit_length() + 1) // 2) if small else name
-            lists.setdefault(alike, []).append(name)
-    return list(lists.values())
-
-
-def glorot(layout: Layout, hidden: int, random: torch.Generator) -> dict[str, Tensor]:
-    """Draw GRUs, (..., P): [P, a, b] in the paper's program is uniform within sqrt(6 / (P (a + b))).
-
-    P: how many generators the tensor has that they make; so it is for the output's bias too, a = b = 1.
-    """
-    count, d = len(layout.fields), hidden
-    shapes: dict[str, tuple[int, ...]] = {"u": (3 * d,), "w": (d, 3 * d), "out": (d,), "bias": ()}
-    spans = {"u": 1 + d, "w": d + d, "out": d + 1, "bias": 2}
-    drawn = {}
-    for name, shape in shapes.items():
-        limit = (6 / (layout.fields * spans[name])).sqrt()
-        drawn[name] = limit * (2 * torch.rand(*shape, count, generator=random) - 1)
-    return drawn
-
+from incrs.updaters.generator import DENSE, Generator, Layout, glorot
+from incrs.updaters.gru import combine, first_state, gru, last, newest
+from incrs.updaters.learner import WeightLearner
 
 VARIANTS = ("multi", "single", "full", "zero", "uniform", "linear")
 
@@ -408,6 +92,7 @@ class ASMG(Updater):
         self._periods = 0  # learnt so far, the warm-up included
         self._weights: dict[str, Tensor] = {}  # the generator's; empty: it has learnt nothing yet
         self._optimizer_state: dict[int, dict[str, Tensor]] = {}
+        self._influence: dict[str, list[float]] = {}  # of the models the generator last learnt from
 
     @property
     def ready(self) -> bool:
@@ -431,6 +116,7 @@ class ASMG(Updater):
         self, module: ScenarioModule, history: Sequence[Period], following: Period, fit: Fit
     ) -> None:
         """Train the generator on D_{t-k+2} .. D_{t+1}, or D_{t+1} alone; then let the oldest model go."""
+        self._influence = {}
         if not self.ready:
             return
         steps = 1 if self.variant in ("single", "linear") else len(self.models)
@@ -454,6 +140,7 @@ class ASMG(Updater):
             fit(learner, *earlier, following, epochs=self.epochs, aligned=True)
             learner.check("asmg", following)
             self._weights, self._optimizer_state = clone(dict(generator.weights)), learner.state
+            self._influence = generator.cpu().influence(self.known(generator))
         if self.variant == "full":
             return
         if self._weights and self.variant in ("multi", "single", "uniform"):
@@ -463,6 +150,18 @@ class ASMG(Updater):
                 for name, x in found.items()
             }
         del self.models[0]
+
+    def findings(self) -> dict[str, float]:
+        """Return how far a generated weight moves with the same weight of each model.
+
+        `embedding.user.model-2`: the root mean square of the derivative by the model two periods before
+        the newest, over the weights of a group; see `Generator.influence`.
+        """
+        return {
+            f"{group}.model-{age}": value
+            for group, oldest_first in self._influence.items()
+            for age, value in enumerate(reversed(oldest_first))
+        }
 
     def rows_move(self, module: ScenarioModule, moves: Mapping[str, Move]) -> None:
         """Move the models' rows, fresh ones to their initial value, and their states, fresh ones to 0."""
@@ -476,7 +175,8 @@ class ASMG(Updater):
         """Return what the generator is given: the models and the state before them."""
         layout = generator.layout
         known = {name: tuple(model[name] for model in self.models) for name in layout.tables}
-        known[DENSE] = (torch.stack([layout.flat(model) for model in self.models]),)
+        if layout.dense:
+            known[DENSE] = (torch.stack([layout.flat(model) for model in self.models]),)
         before = {name: (state,) for name, state in self.state.items()}
         return {name: (*x, *before.get(name, ())) for name, x in known.items()}
 

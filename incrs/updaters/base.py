@@ -56,9 +56,15 @@ class Updater(L.Callback):
         """Return the rows that count as D_t; no rows means no training. history: D_0 .. D_t."""
         return period
 
-    def training_weights(self, module: ScenarioModule, weights: Weights) -> Weights:
-        """Return the weights through which a batch of D_t is scored in training; differentiable."""
-        return weights
+    def training_weights(
+        self, module: ScenarioModule, weights: Weights, batch: Batch
+    ) -> tuple[Weights, Batch]:
+        """Return the weights through which a batch of D_t is scored in training, and the batch.
+
+        Differentiable in `weights`. Where tables are returned with the rows of the batch alone, the
+        batch comes back with its ids numbered by them: see `incrs.updaters.learner.renumbered`.
+        """
+        return weights, batch
 
     def penalty(self, module: ScenarioModule, batch: Batch, output: Output) -> Tensor | None:
         """Return a scalar that is added to the loss of a batch of D_t, or None.
@@ -81,6 +87,10 @@ class Updater(L.Callback):
         self, module: ScenarioModule, history: Sequence[Period], following: Period, fit: Fit
     ) -> None:
         """Learn from D_{t+1}, which has been scored already."""
+
+    def findings(self) -> Mapping[str, float]:
+        """Return what `learn_next` just found out, `<group>.<what>` -> a number: see `incrs.findings`."""
+        return {}
 
 
 def overrides(updater: Updater, opening: str) -> bool:

@@ -61,6 +61,7 @@ def renumbered(
         None if b is None else b._replace(fields=b.fields.clone(), lists=dict(b.lists))
         for b in batches
     ]
+    device = next((b.label.device for b in batches if b is not None), None)
     rows: dict[str, Tensor] = {}
     needed: dict[str, list[int]] = {}
     for vocabulary in {vocabulary: None for _, vocabulary in tables.values()}:
@@ -72,20 +73,24 @@ def renumbered(
             else []
             for b in made
         ]
-        parts = [torch.cat([torch.zeros(1, dtype=torch.int32), *some]) for some in ids]
+        zero = torch.zeros(1, dtype=torch.int32, device=device)
+        parts = [torch.cat([zero, *some]) for some in ids]
         unique, places = torch.unique(torch.cat(parts), return_inverse=True)
-        user = torch.zeros_like(unique)
-        for j, place in enumerate(places.split([len(part) for part in parts])):
-            user[place] = j
-        order = torch.argsort(user, descending=True, stable=True)
-        rank = torch.empty_like(order).int()
-        rank[order] = torch.arange(len(order), dtype=torch.int32)
-        rows[vocabulary] = unique[order]
-        counts = torch.bincount(user, minlength=len(parts))
-        needed[vocabulary] = counts.flip(0).cumsum(0).flip(0).tolist()
-        for batch, part, place in zip(
-            made, ids, rank[places].split([len(part) for part in parts]), strict=True
-        ):
+        sizes = [len(part) for part in parts]
+        if len(parts) > 1:
+            user = torch.zeros_like(unique)
+            for j, place in enumerate(places.split(sizes)):
+                user[place] = j
+            order = torch.argsort(user, descending=True, stable=True)
+            rank = torch.empty_like(order)
+            rank[order] = torch.arange(len(order), device=device)
+            unique, places = unique[order], rank[places]
+            counts = torch.bincount(user, minlength=len(parts))
+            needed[vocabulary] = counts.flip(0).cumsum(0).flip(0).tolist()
+        else:
+            needed[vocabulary] = [len(unique)]
+        rows[vocabulary] = unique
+        for batch, part, place in zip(made, ids, places.int().split(sizes), strict=True):
             if batch:
                 new = place[1:].split([len(x) for x in part])
                 batch.fields[:, held] = new[0].view(len(batch.label), len(held))
@@ -110,6 +115,7 @@ class WeightLearner(L.LightningModule):
     buffers: of every j, what else a backbone needs.
     optimizer: makes the optimizer.  state: what it goes on from, a parameter's number -> name ->
     tensor, None or empty: cold; after a fit, what it came to.
+    l2: times the sum of squares of the generator's parameters is added to every step's loss.
     Scores are those of evaluation mode, as when the weights serve.
     """
 
@@ -122,6 +128,7 @@ class WeightLearner(L.LightningModule):
         buffers: Sequence[Weights],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         state: dict[int, dict[str, Tensor]] | None = None,
+        l2: float = 0.0,
     ):
         super().__init__()
         self.generator = generator
@@ -132,7 +139,7 @@ class WeightLearner(L.LightningModule):
         # In evaluation mode without a copy of the weights; in a tuple: no submodule.
         shared: dict[int, Any] = {id(x): x for x in (*backbone.parameters(), *backbone.buffers())}
         self._backbone = (copy.deepcopy(backbone, shared).eval(),)
-        self._make_optimizer = optimizer
+        self._make_optimizer, self._l2 = optimizer, l2
         self._near: dict[str, tuple[Tensor, ...]] = {}
 
     def on_train_start(self) -> None:
@@ -165,6 +172,9 @@ class WeightLearner(L.LightningModule):
             if batch is not None:
                 output = functional_call(backbone, {**weights, **buffers}, (batch,))
                 loss = loss + share * backbone.loss(batch, output)
+        if self._l2:
+            squares = sum(w.square().sum() for w in self.generator.parameters())
+            loss = loss + self._l2 / together.processes() * squares
         self.losses.append(loss.detach())
         return loss if together.alone() else together.processes() * loss
 

@@ -28,11 +28,12 @@ from incrs.period import Batch
 from incrs.results import Row, Run
 from incrs.roster import Roster
 from incrs.runner import Fit, run
-from incrs.updaters import asmg, learner
-from incrs.updaters.asmg import ASMG, DENSE, VARIANTS, Layout, first_state, glorot, gru, shares
+from incrs.updaters.asmg import ASMG, VARIANTS, shares
 from incrs.updaters.base import Updater, check
 from incrs.updaters.batch import BatchWindow
 from incrs.updaters.finetune import Finetune
+from incrs.updaters.generator import DENSE, Layout, glorot
+from incrs.updaters.gru import first_state, gru
 from incrs.updaters.incmsr import IncMSR
 from incrs.updaters.learner import WeightLearner
 from tests.conftest import SCHEMA, SmallBackbone, SmallSource
@@ -44,9 +45,10 @@ Arrays = Mapping[str, np.ndarray]
 @pytest.fixture
 def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what is done for large tables be done for all."""
-    monkeypatch.setattr(learner, "SMALL", 0)
-    monkeypatch.setattr(asmg, "CACHED", 2)
-    monkeypatch.setattr(asmg, "BLOCK", 5)
+    monkeypatch.setattr("incrs.updaters.learner.SMALL", 0)
+    monkeypatch.setattr("incrs.updaters.gru.CACHED", 2)
+    monkeypatch.setattr("incrs.updaters.generator.CACHED", 2)
+    monkeypatch.setattr("incrs.updaters.generator.BLOCK", 5)
 
 
 def sigmoid(a: np.ndarray) -> np.ndarray:
@@ -296,6 +298,36 @@ def test_generators_start_with_the_limits_of_the_paper_program() -> None:
     assert 0.95 * limit < kernel.abs().max() <= limit
 
 
+@pytest.mark.parametrize(
+    ("share", "output"), [("per_weight", "direct"), ("per_output", "residual")]
+)
+def test_the_influence_of_a_model_is_how_far_it_moves_what_is_made(share: str, output: str) -> None:
+    module, updater = at_work(share, output)
+    generator = updater.generator(module)
+    updater._influence = generator.influence(updater.known(generator))
+    found = updater.findings()
+    models = [{name: w.numpy() for name, w in model.items()} for model in updater.models]
+    states = named_states(generator.layout, updater.state)
+    numbers = which(generator.layout, share)
+    parameters = by_generator(updater._weights)
+    groups = {
+        "embedding.item": ["embedding.tables.item"],
+        "shared.logit": ["shared.logit.weight", "shared.logit.bias"],
+    }
+    for age, (group, names) in itertools.product((0, 2), groups.items()):
+        made = []
+        for change in (1e-5, -1e-5):
+            moved = copy.deepcopy(models)
+            for name in names:
+                moved[len(models) - 1 - age][name] += change
+            weights = generated(moved, states, parameters, numbers, output == "residual")[-1]
+            made.append(np.concatenate([weights[name].ravel() for name in names]))
+        expected = np.sqrt(np.mean(((made[0] - made[1]) / 2e-5) ** 2))
+        assert found[f"{group}.model-{age}"] == pytest.approx(expected, rel=1e-6)
+        assert expected > 1e-3
+    assert {name.rpartition(".")[2] for name in found} == {"model-0", "model-1", "model-2"}
+
+
 def run_with(
     folder: Path,
     updaters: Mapping[str, Updater],
@@ -322,13 +354,14 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 SETTINGS: list[dict[str, Any]] = [
-    *({"variant": variant} for variant in VARIANTS),
+    *({"variant": variant} for variant in VARIANTS[1:]),
     {"share": "per_output", "output": "direct"},
     {"share": "per_tensor", "carry_optimizer": False, "epochs": 2},
 ]
+CASES = [{"variant": "multi"}, *(pytest.param(x, marks=pytest.mark.slow) for x in SETTINGS)]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda x: "-".join(map(str, x.values())))
+@pytest.mark.parametrize("settings", CASES, ids=lambda x: "-".join(map(str, x.values())))
 def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
     all_large: None, settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -339,7 +372,7 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
     plain = run_with(tmp_path / "plain", {"incmsr": IncMSR()})[0]
     for periods in (4, 5, 6, 7):  # a log that grows: every period is saved before the next one came
         rows, _ = run_with(tmp_path / "daily", updaters(), periods)
-    for name in ("results.csv", "serving/period=0007.safetensors"):
+    for name in ("results.csv", "findings.csv", "serving/period=0007.safetensors"):
         ours, theirs = (tmp_path / which / name for which in ("daily", "whole"))
         assert ours.read_bytes() == theirs.read_bytes()
     first = 4 if settings.get("variant") == "full" else 5  # of the periods that are served anew
@@ -460,7 +493,11 @@ def test_rows_that_come_are_in_the_models_before_and_their_state_is_zero() -> No
 
 
 @pytest.mark.parametrize(
-    "chosen", [{}, {"admission": 2, "expiry": 2}], ids=["growing", "admission"]
+    "chosen",
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="growing"),
+        pytest.param({"admission": 2, "expiry": 2}, id="admission"),
+    ],
 )
 def test_tables_that_follow_the_log_go_on_to_the_same_bytes(
     all_large: None, chosen: dict[str, int], tmp_path: Path

@@ -35,8 +35,10 @@ class Spy(Updater):
     def __init__(self) -> None:
         self.seen: list[Period] = []
 
-    def training_weights(self, module: ScenarioModule, weights: Weights) -> Weights:
-        return weights
+    def training_weights(
+        self, module: ScenarioModule, weights: Weights, batch: Batch
+    ) -> tuple[Weights, Batch]:
+        return weights, batch
 
     def training_period(
         self, module: ScenarioModule, history: Sequence[Period], period: Period
