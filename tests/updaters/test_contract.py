@@ -15,23 +15,27 @@ from omegaconf import OmegaConf
 from incrs.data.stream import PeriodStream
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
+from incrs.models.base import Backbone
+from incrs.models.mf import MF
 from incrs.module import ScenarioModule
 from incrs.results import Row, Run
 from incrs.runner import run
 from incrs.updaters.base import Updater, check
-from tests.conftest import CONF, SmallBackbone, SmallSource
+from tests.conftest import CONF, SCHEMA, SmallBackbone, SmallSource
 
-SOONER = {"asmg": {"k": 2}}
+SOONER = {"asmg": {"k": 2}, "sml": {"repetitions": 2}}
 """Settings with which an updater does all that it does within six periods."""
 NAMES = sorted(path.stem for path in (CONF / "updater").glob("*.yaml"))
 
 
 def made(names: tuple[str, ...]) -> dict[str, Updater]:
+    """Return the updaters of these names, each with settings behind it: `asmg variant=full`."""
     updaters = {}
-    for name in names:
+    for name, *settings in map(str.split, names):
         config = OmegaConf.load(CONF / "updater" / f"{name}.yaml")
         assert list(config) == [name], f"{name}.yaml must hold one key, {name}"
         config[name].update(SOONER.get(name, {}))
+        config[name].merge_with_dotlist(settings)
         updaters |= instantiate(config, _convert_="all")
     return updaters
 
@@ -47,13 +51,19 @@ def makes_sense(names: tuple[str, ...]) -> bool:
 SINGLE = [(name,) for name in NAMES]
 LISTS = SINGLE + [pair for pair in itertools.permutations(NAMES, 2) if makes_sense(pair)]
 PAIRS = [pytest.param(pair, marks=pytest.mark.slow) for pair in LISTS[len(SINGLE) :]]
-every_list = pytest.mark.parametrize("names", SINGLE + PAIRS, ids="+".join)
+VARIANTS = [
+    pytest.param((f"asmg variant={variant}",), marks=pytest.mark.slow)
+    for variant in ("single", "full", "zero", "uniform", "linear")
+]
+every_list = pytest.mark.parametrize("names", SINGLE + VARIANTS + PAIRS, ids="+".join)
 
 
-def run_all(names: tuple[str, ...], source: SmallSource, folder: Path) -> list[Row]:
+def run_all(
+    names: tuple[str, ...], source: SmallSource, folder: Path, backbone: Backbone | None = None
+) -> list[Row]:
     about = Run("0", "small", "small", "+".join(names), 0)
     optimizer = partial(torch.optim.Adam, lr=0.01)
-    module = ScenarioModule(SmallBackbone(), made(names), optimizer, 3)
+    module = ScenarioModule(backbone or SmallBackbone(), made(names), optimizer, 3)
     trainer = partial(L.Trainer, accelerator="cpu")
     return run(PeriodStream(source, 32), module, trainer, RunFolder(folder), about)
 
@@ -109,6 +119,13 @@ def test_a_run_begins_with_the_same_warm_up_whatever_the_updater(
     ours, plain = (run_all(n, SmallSource(), tmp_path / n[0]) for n in (names, ("finetune",)))
     pick = [[row[5:] for row in rows if row.period == 2] for rows in (ours, plain)]
     assert pick[0] == pick[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", SINGLE, ids="+".join)
+def test_a_backbone_of_tables_alone_will_do(names: tuple[str, ...], tmp_path: Path) -> None:
+    rows = run_all(names, SmallSource(), tmp_path, MF(SCHEMA, 0, 4))
+    assert {row.period for row in rows} == {2, 3, 4, 5}
 
 
 def test_some_pairs_make_sense_and_some_do_not() -> None:
