@@ -1,0 +1,334 @@
+"""Compares updaters on one log as a careful user would: settings on tune periods, then seeds, then a table.
+
+    python -m benchmarks.compare kuairand31 data.path=/logs/KuaiRand-Pure
+
+Every method, fine-tuning first, chooses among the settings of its grid by the mean over tune periods
+with seed 0 and `data.test=0`, so that no choice can look at the test. Methods other than fine-tuning
+start from the learning rate and epochs that fine-tuning chose. Then the seeds run, and the table pairs
+each method with fine-tuning over seed and test period. What is finished already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from incrs import results
+from incrs.report import paired
+
+BASELINE = "finetune"
+
+
+class Method(NamedTuple):
+    """An updater's fixed settings and the grid that it chooses from."""
+
+    fixed: Sequence[str]
+    grid: Mapping[str, Sequence[str]]
+
+
+class Study(NamedTuple):
+    """One log, task and backbone, and what is compared on it.  metric: what settings are chosen by."""
+
+    fixed: Sequence[str]
+    seeds: int
+    metric: str
+    methods: Mapping[str, Method]
+
+
+RATES = {"optimizer.lr": ["0.001", "0.002"], "epochs": ["1", "2"]}
+META = {"updater.asmg.learning_rate": ["0.01", "0.003", "0.001", "0.0003"]}
+
+
+def asmg(variant: str, output: str = "residual") -> Method:
+    """Return ASMG in one of its variants."""
+    grid: Mapping[str, Sequence[str]] = META
+    if variant == "linear":
+        grid = {"updater.asmg.learning_rate": ["0.1", "0.03", "0.01", "0.003"]}
+    if output == "direct":
+        rates = ["0.01", "0.003"]
+        grid = {"updater.asmg.learning_rate": rates, "updater.asmg.epochs": ["1", "5"]}
+    fixed = [f"updater.asmg.variant={variant}", f"updater.asmg.output={output}"]
+    return Method(["updater=asmg", *fixed], grid)
+
+
+def window(size: str) -> Method:
+    """Return retraining on a window of periods, one epoch from the weights of the period before."""
+    fixed = [f"updater.batch.window={size}", "updater.batch.warm=true", "epochs=1"]
+    rates = {"optimizer.lr": ["0.0003", "0.0005", "0.001", "0.002"]}
+    return Method(["updater=batch", *fixed], rates)
+
+
+SPMF = Method(
+    ["updater=spmf"], {"updater.spmf.fraction": ["0.3", "1"], "updater.spmf.ratio": ["0.1", "0.5"]}
+)
+SML = Method(
+    ["updater=sml"], {"updater.sml.learning_rate": ["0.00003", "0.0001", "0.0003", "0.001"]}
+)
+SML_DIRECT = Method(
+    ["updater=sml", "updater.sml.output=direct"],
+    {"updater.sml.learning_rate": ["0.001", "0.01"], "updater.sml.repetitions": ["1", "5"]},
+)
+INCCTR = Method(["updater=incctr"], {"updater.incctr.weight": ["0.05", "0.1", "0.2", "0.4"]})
+INCMSR = Method(
+    ["updater=incmsr"],
+    {"updater.incmsr.weight": ["0.001", "0.01"], "updater.incmsr.margin": ["null", "1"]},
+)
+BOTH = Method(
+    ["updater=[incmsr,asmg]", "updater.incmsr.margin=1"],
+    {
+        "updater.asmg.learning_rate": ["0.003", "0.001"],
+        "updater.incmsr.weight": ["0.001", "0.01"],
+    },
+)
+ALL = {
+    BASELINE: Method(["updater=finetune"], RATES),
+    "asmg multi": asmg("multi"),
+    "incctr": INCCTR,
+    "incmsr": INCMSR,
+    "batch 3": window("3"),
+    "asmg multi direct": asmg("multi", "direct"),
+    "asmg single": asmg("single"),
+    "asmg linear": asmg("linear"),
+    "asmg uniform": asmg("uniform"),
+    "asmg zero": asmg("zero"),
+    "incmsr + asmg": BOTH,
+    "batch 5": window("5"),
+    "batch 7": window("7"),
+    "spmf": SPMF,
+    "sml": SML,
+    "sml direct": SML_DIRECT,
+    "full retraining": window("all"),
+    "asmg full": asmg("full"),
+}
+PERIODS = ["data.period=count", "data.period_count=31", "data.pretrain=10", "data.tune=13"]
+
+
+def by_day(model: str) -> Study:
+    """Return the comparison on KuaiRand by day with one backbone."""
+    shared = {"updater.asmg.share": ["per_output"]}
+    rates = {"updater.asmg.learning_rate": ["0.003", "0.001"]}
+    return Study(
+        [
+            "data=kuairand",
+            f"model={model}",
+            "data.start=2022-04-25",
+            "data.end=2022-05-08",
+            "data.pretrain=4",
+            "data.tune=4",
+            "data.test=6",
+            "batch_size=500",
+        ],
+        3,
+        "auc",
+        {
+            BASELINE: ALL[BASELINE],
+            "incmsr": INCMSR,
+            "asmg": Method(["updater=asmg"], shared | rates | {"updater.asmg.k": ["2", "3"]}),
+            "incmsr + asmg": BOTH._replace(grid=shared | BOTH.grid),
+            "sml": SML,
+        },
+    )
+
+
+def drift(setting: str, level: str) -> Study:
+    """Return the comparison on the synthetic log with one kind of change at a level, 5 logs."""
+    days = ["data.periods=28", "data.pretrain=7", "data.tune=7", "data.shift_at=20"]
+    off = {"data.shift": "0", "data.weekly_rhythm": "0"} | {f"data.{setting}": level}
+    names = [BASELINE, "batch 7", "incctr", "incmsr", "spmf", "sml", "asmg multi"]
+    return Study(
+        ["data=synthetic", "data.seed=${seed}", "data.rows_per_period=4000", *days]
+        + [f"{key}={value}" for key, value in off.items()]
+        + ["model=embedding_mlp", "batch_size=256"],
+        5,
+        "auc",
+        {name: ALL[name] for name in names},
+    )
+
+
+LEVELS = {"shift": ["0", "1", "2", "4"], "weekly_rhythm": ["1", "2", "4"]}
+"""Of the synthetic log: one is turned up while the other is off."""
+
+STUDIES = {
+    f"{setting}={level}": drift(setting, level)
+    for setting, some in LEVELS.items()
+    for level in some
+} | {
+    "kuairand31": Study(
+        ["data=kuairand", *PERIODS, "model=embedding_mlp", "batch_size=256"], 5, "auc", ALL
+    ),
+    "ranking": Study(
+        [
+            "data=movielens",
+            *PERIODS,
+            "model=mf",
+            "task=ranking",
+            "batch_size=256",
+            "data.label=null",
+            "data.label_threshold=null",
+            "data.negatives=1",
+        ],
+        5,
+        "recall_20",
+        {
+            BASELINE: Method(
+                ["updater=finetune"], {"optimizer.lr": ["0.001", "0.01"], "epochs": ["1", "5"]}
+            ),
+            "full retraining": Method(
+                [*window("all").fixed], {"optimizer.lr": ["0.0003", "0.001", "0.003", "0.01"]}
+            ),
+            "spmf": SPMF,
+            "sml": SML,
+            "sml direct": SML_DIRECT,
+        },
+    ),
+    "days_shared_bottom": by_day("shared_bottom"),
+    "days_star": by_day("star"),
+    "movielens31": Study(
+        ["data=movielens", *PERIODS, "model=embedding_mlp", "batch_size=256"], 5, "auc", ALL
+    ),
+}
+
+
+def folders(below: Path) -> list[Path]:
+    """Return the finished runs below a folder."""
+    found = []
+    for file in sorted(below.rglob("run.json")):
+        if json.loads(file.read_text())["finished"]:
+            found.append(file.parent)
+    return found
+
+
+def train(where: Path, settings: Sequence[str], expected: int) -> list[Path]:
+    """Run a sweep into `where`, unless it is there already; return its runs' folders."""
+    done = folders(where)
+    if len(done) == expected:
+        return done
+    subprocess.run(["rm", "-rf", str(where)], check=True)
+    command = [sys.executable, "-m", "incrs.train", "-m", *settings]
+    began = time.perf_counter()
+    subprocess.run(
+        [*command, f"hydra.sweep.dir={where}"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    done = folders(where)
+    if len(done) != expected:
+        raise RuntimeError(f"{where}: {len(done)} of {expected} runs finished: {' '.join(command)}")
+    print(f"{where}: {time.perf_counter() - began:.0f} s", flush=True)
+    return done
+
+
+def values(run: Path, role: str, metric: str) -> dict[tuple[int, int], float]:
+    """Return a run's pooled metric by (seed, period)."""
+    return {
+        (row.seed, row.period): row.value
+        for row in results.read(run / results.FILE)
+        if (row.role, row.scenario, row.metric) == (role, results.POOLED, metric)
+        and row.value is not None
+    }
+
+
+def choose(where: Path, study: Study, method: Method, base: Sequence[str]) -> list[str]:
+    """Return the settings of the grid with the best mean over tune periods, seed 0."""
+    grid = [f"{key}={','.join(some)}" for key, some in method.grid.items()]
+    count = int(np.prod([len(some) for some in method.grid.values()]))
+    fixed = [*study.fixed, *base, *method.fixed]
+    runs = train(where, distinct([*fixed, *grid, "data.test=0", "seed=0"]), count)
+    scored = []
+    for run in runs:
+        given = json.loads((run / "run.json").read_text())["overrides"]
+        own = [one for one in given if one.split("=")[0] in method.grid]
+        scored.append((float(np.mean(list(values(run, "tune", study.metric).values()))), own))
+    (where / "chosen.json").write_text(json.dumps(sorted(scored, reverse=True), indent=1))
+    return max(scored)[1]
+
+
+def distinct(settings: Sequence[str]) -> list[str]:
+    """Return the settings with the last one of each key alone."""
+    return list({one.split("=")[0]: one for one in settings}.values())
+
+
+def run_method(out: Path, study: Study, name: str, base: Sequence[str]) -> list[str]:
+    """Choose a method's settings, run its seeds, return what it chose."""
+    method = study.methods[name]
+    where = out / name.replace(" ", "_")
+    chosen = choose(where / "tune", study, method, base)
+    seeds = f"seed={','.join(map(str, range(study.seeds)))}"
+    train(
+        where / "test",
+        distinct([*study.fixed, *base, *method.fixed, *chosen, seeds]),
+        study.seeds,
+    )
+    return chosen
+
+
+def table(out: Path, study: Study) -> list[str]:
+    """Return the Markdown table of what is finished."""
+    metrics = ["auc", "logloss"] if study.metric == "auc" else [study.metric, "ndcg_20"]
+    found = []
+    rivals: dict[str, dict[tuple[int, int], float]] = {}
+    for name in study.methods:
+        where = out / name.replace(" ", "_")
+        runs = folders(where / "test")
+        if len(runs) < study.seeds:
+            continue
+        got = {
+            m: {k: v for run in runs for k, v in values(run, "test", m).items()} for m in metrics
+        }
+        rivals = rivals or got
+        cells = [name]
+        for metric in metrics:
+            cells.append(f"{np.mean(list(got[metric].values())):.4f}")
+            gap = paired(got[metric], rivals[metric]) if name != BASELINE else None
+            cells.append(f"{gap[0]:+.4f} ± {gap[1]:.4f}" if gap else "-")
+        seconds = []
+        for run in runs:
+            timings = json.loads((run / "run.json").read_text())["timings"][1:]
+            seconds += [one["fit_seconds"] + one.get("learn_next_seconds", 0) for one in timings]
+        cells.append(f"{np.median(seconds):.2f}")
+        settings = json.loads((where / "tune" / "chosen.json").read_text())[0][1]
+        cells.append(" ".join(one.split(".", 2)[-1].removeprefix("optimizer.") for one in settings))
+        found.append(cells)
+    heads = ["method"]
+    for metric in metrics:
+        heads += [metric, f"minus {BASELINE} (95%)"]
+    heads += ["s/period", "chosen"]
+    rule = ["---"] + ["---:"] * (len(heads) - 2) + ["---"]
+    return ["| " + " | ".join(row) + " |" for row in [heads, rule, *found]]
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("settings", nargs="*", help="settings of every run, such as data.path=...")
+    parser.add_argument("--out", type=Path, default=Path("multirun/compare"))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--only", nargs="*", help="methods to run; default: all")
+    given = parser.parse_args()
+    study = STUDIES[given.study]
+    study = study._replace(fixed=[*study.fixed, *given.settings])
+    out = given.out / given.study
+    base = run_method(out, study, BASELINE, [])
+    others = [
+        name for name in study.methods if name != BASELINE and name in (given.only or study.methods)
+    ]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for _ in pool.map(lambda name: run_method(out, study, name, base), others):
+            pass
+    print("\n".join(table(out, study)))
+
+
+if __name__ == "__main__":
+    main()
