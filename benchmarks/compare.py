@@ -1,6 +1,7 @@
 """Compares updaters on one log as a careful user would: settings on tune periods, then seeds, then a table.
 
     python -m benchmarks.compare kuairand31 data.path=/logs/KuaiRand-Pure
+    python -m benchmarks.compare drift        the synthetic log, one kind of change turned up at a time
 
 Every method, fine-tuning first, chooses among the settings of its grid by the mean over tune periods
 with seed 0 and `data.test=0`, so that no choice can look at the test. Methods other than fine-tuning
@@ -13,15 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from incrs import results
 from incrs.report import paired
@@ -155,14 +159,18 @@ def drift(setting: str, level: str) -> Study:
     )
 
 
-LEVELS = {"shift": ["0", "1", "2", "4"], "weekly_rhythm": ["1", "2", "4"]}
+LEVELS = {"shift": ["0", "2", "4"], "weekly_rhythm": ["0", "2", "4"]}
 """Of the synthetic log: one is turned up while the other is off."""
+TURNED = [(setting, level) for setting, some in LEVELS.items() for level in some]
+
+
+def level_of(setting: str, level: str) -> str:
+    """Return the name of the study with a setting at a level."""
+    return "calm" if level == "0" else f"{setting}={level}"
+
 
 STUDIES = {
-    f"{setting}={level}": drift(setting, level)
-    for setting, some in LEVELS.items()
-    for level in some
-} | {
+    **{level_of(*one): drift(*one) for one in TURNED},
     "kuairand31": Study(
         ["data=kuairand", *PERIODS, "model=embedding_mlp", "batch_size=256"], 5, "auc", ALL
     ),
@@ -262,7 +270,7 @@ def distinct(settings: Sequence[str]) -> list[str]:
 def run_method(out: Path, study: Study, name: str, base: Sequence[str]) -> list[str]:
     """Choose a method's settings, run its seeds, return what it chose."""
     method = study.methods[name]
-    where = out / name.replace(" ", "_")
+    where = out / slug(name)
     chosen = choose(where / "tune", study, method, base)
     seeds = f"seed={','.join(map(str, range(study.seeds)))}"
     train(
@@ -279,7 +287,7 @@ def table(out: Path, study: Study) -> list[str]:
     found = []
     rivals: dict[str, dict[tuple[int, int], float]] = {}
     for name in study.methods:
-        where = out / name.replace(" ", "_")
+        where = out / slug(name)
         runs = folders(where / "test")
         if len(runs) < study.seeds:
             continue
@@ -298,7 +306,7 @@ def table(out: Path, study: Study) -> list[str]:
             seconds += [one["fit_seconds"] + one.get("learn_next_seconds", 0) for one in timings]
         cells.append(f"{np.median(seconds):.2f}")
         settings = json.loads((where / "tune" / "chosen.json").read_text())[0][1]
-        cells.append(" ".join(one.split(".", 2)[-1].removeprefix("optimizer.") for one in settings))
+        cells.append(" ".join(re.sub(r"^(updater\.\w+|optimizer)\.", "", one) for one in settings))
         found.append(cells)
     heads = ["method"]
     for metric in metrics:
@@ -308,26 +316,84 @@ def table(out: Path, study: Study) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in [heads, rule, *found]]
 
 
+def draw(out: Path) -> Path:
+    """Draw what each method adds to fine-tuning, and how far it is from the oracle, by level of change."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, len(LEVELS), sharey="row")
+    for column, (setting, levels) in enumerate(LEVELS.items()):
+        names = list(drift(setting, levels[0]).methods)
+        for i, name in enumerate(names):
+            points = []
+            for level in levels:
+                where = out / level_of(setting, level)
+                auc, oracle, rival = (
+                    {
+                        k: v
+                        for run in folders(where / of / "test")
+                        for k, v in values(run, "test", m).items()
+                    }
+                    for of, m in (
+                        (slug(name), "auc"),
+                        (slug(name), "oracle_auc"),
+                        (BASELINE, "auc"),
+                    )
+                )
+                if auc and rival:
+                    gap = paired(auc, rival) or (0.0, 0.0)
+                    points.append(
+                        (float(level), *gap, float(np.mean([oracle[k] - auc[k] for k in auc])))
+                    )
+            if not points:
+                continue
+            x, mean, half, left = np.array(points).T
+            x = x + (i - len(names) / 2) * 0.03  # side by side
+            if name != BASELINE:
+                axes[0, column].errorbar(
+                    x, mean, half, color=f"C{i}", marker="o", ms=4, capsize=2, label=name
+                )
+            axes[1, column].plot(x, left, color=f"C{i}", marker="o", ms=4, label=name)
+        axes[0, column].axhline(0, color="gray", lw=0.8)
+        axes[0, column].set_title(f"data.{setting}, the other off")
+        axes[1, column].set_xlabel(f"data.{setting}")
+    axes[0, 0].set_ylabel("AUC minus fine-tuning's (95%)")
+    axes[1, 0].set_ylabel("AUC below the oracle's")
+    axes[1, 0].legend(fontsize=8)
+    file = out / "drift.png"
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def slug(name: str) -> str:
+    """Return a method's name as a folder's."""
+    return name.replace(" ", "_")
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=["drift", *STUDIES])
     parser.add_argument("settings", nargs="*", help="settings of every run, such as data.path=...")
     parser.add_argument("--out", type=Path, default=Path("multirun/compare"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="*", help="methods to run; default: all")
     given = parser.parse_args()
-    study = STUDIES[given.study]
-    study = study._replace(fixed=[*study.fixed, *given.settings])
-    out = given.out / given.study
-    base = run_method(out, study, BASELINE, [])
-    others = [
-        name for name in study.methods if name != BASELINE and name in (given.only or study.methods)
-    ]
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for _ in pool.map(lambda name: run_method(out, study, name, base), others):
-            pass
-    print("\n".join(table(out, study)))
+    chosen = (
+        list(dict.fromkeys(level_of(*one) for one in TURNED))
+        if given.study == "drift"
+        else [given.study]
+    )
+    for name in chosen:
+        study = STUDIES[name]
+        study = study._replace(fixed=[*study.fixed, *given.settings])
+        out = given.out / name
+        base = run_method(out, study, BASELINE, [])
+        wanted = given.only or list(study.methods)
+        others = [one for one in study.methods if one != BASELINE and one in wanted]
+        with ThreadPoolExecutor(given.jobs) as pool:
+            list(pool.map(partial(run_method, out, study, base=base), others))
+        print(f"\n{name}\n\n" + "\n".join(table(out, study)))
+    if given.study == "drift":
+        print(draw(given.out))
 
 
 if __name__ == "__main__":

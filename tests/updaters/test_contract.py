@@ -49,7 +49,7 @@ def makes_sense(names: tuple[str, ...]) -> bool:
 
 
 SINGLE = [(name,) for name in NAMES]
-LISTS = SINGLE + [pair for pair in itertools.permutations(NAMES, 2) if makes_sense(pair)]
+LISTS = SINGLE + [pair for pair in itertools.combinations(NAMES, 2) if makes_sense(pair)]
 PAIRS = [pytest.param(pair, marks=pytest.mark.slow) for pair in LISTS[len(SINGLE) :]]
 VARIANTS = [
     pytest.param((f"asmg variant={variant}",), marks=pytest.mark.slow)
@@ -129,5 +129,5 @@ def test_a_backbone_of_tables_alone_will_do(names: tuple[str, ...], tmp_path: Pa
 
 
 def test_some_pairs_make_sense_and_some_do_not() -> None:
-    assert ("incmsr", "incctr") in LISTS
+    assert ("incctr", "incmsr") in LISTS
     assert ("frozen", "incmsr") not in LISTS
