@@ -7,6 +7,7 @@ python -m incrs.train resume=multirun/2026-01-31/10-00-00 go on where a run stop
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -67,6 +68,7 @@ def main(config: DictConfig) -> None:
             record = go_on(folder)
             config = OmegaConf.create(record["config"])
         execute(config, folder, record)
+    gc.collect()  # trainers and what they trained hold each other; the next run of a sweep needs the room
 
 
 def quiet() -> None:
