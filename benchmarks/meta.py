@@ -7,7 +7,9 @@ The step is asmg's at the size of its paper's Sobazaar log: 17,126 users and 24,
 histories of 30, layers 24-12-6-1, three models and batches of 256 rows of each of their three periods.
 A larger log's batches hold as many different ids, drawn from those spread over the whole table. Memory
 is the system's word on a process of its own. Periods are timed as run.json has them: training on D_t,
-and what is learnt from D_{t+1} once it was scored. Contestants take turns.
+and what is learnt from D_{t+1} once it was scored. Contestants take turns. What bounds them: a step of asmg
+scores k batches, which alone costs k passes of fine-tuning, and takes a GRU step forward and back for
+every dense weight; sml's transfer takes eight or more GELUs for every number, forward and back.
 """
 
 from __future__ import annotations

@@ -146,8 +146,7 @@ class ASMG(Updater):
         if self._weights and self.variant in ("multi", "single", "uniform"):
             found = generator.cpu().whole(first_state, self.known(generator))
             self.state = {
-                name: x if name == DENSE else x.movedim(0, -1).contiguous()
-                for name, x in found.items()
+                name: torch.stack(tuple(x), 0 if name == DENSE else -1) for name, x in found.items()
             }
         del self.models[0]
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from incrs.models.base import Backbone
 from incrs.updaters.base import Weights
-from incrs.updaters.gru import CACHED, Formula
-from incrs.updaters.learner import SMALL, Known, Needed
+from incrs.updaters.gru import Formula
+from incrs.updaters.learner import Known, Needed
+from incrs.updaters.packs import Packs
 
 DENSE = "dense"
 """The name under which all weights outside of tables lie, one behind the other: (models, P)."""
 BLOCK = 1 << 14
 """Whole tables are generated in blocks of so many rows."""
+MINIMUM = 32
+"""Packs of rows have at least so many places."""
 SAMPLE = 1 << 9
 """Of a larger table so many rows, evenly spread, stand for all of them in `Generator.influence`."""
 
@@ -70,8 +71,28 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.layout, self.models, self.formula = layout, models, formula
-        ordered = [(name, x.clone()) for name, x in weights.items()]  # a dict would be sorted
-        self.weights = nn.ParameterDict(ordered)
+        self.names, count = list(weights), sum(layout.tables.values())
+        # Apart, as of the gradients of two parts of one parameter a copy would be made in every step.
+        parts = {"tables": slice(0, count), "dense": slice(count, None)}
+        self.parts = nn.ParameterDict(
+            {
+                f"{part}_{name}": weights[name][..., own].clone()
+                for part, own in parts.items()
+                for name in self.names
+                if weights[name][..., own].numel()
+            }
+        )
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The generators' parameters as they were given."""
+        parts = [self.of(part) for part in ("tables", "dense")]
+        whole = [torch.cat(both, -1) for both in zip(*filter(None, parts), strict=True)]
+        return dict(zip(self.names, whole, strict=True))
+
+    def of(self, part: str) -> list[Tensor]:
+        """Return the parameters of the generators of `tables` or of those that make DENSE."""
+        return [x for key in self.names if (x := self.parts.get(f"{part}_{key}")) is not None]
 
     def forward(self, known: Known, needed: Needed | None = None) -> list[dict[str, Tensor]]:
         """Return the S models that the formula makes, of the rows that are known.
@@ -82,7 +103,7 @@ class Generator(nn.Module):
         """
         return self.named(self.each(self.formula, known, needed or {}))
 
-    def named(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    def named(self, found: Mapping[str, Sequence[Tensor]]) -> list[dict[str, Tensor]]:
         """Return what `each` found as S models: name -> weight in its own shape."""
         made: list[dict[str, Tensor]] = []
         sizes = [shape.numel() for shape in self.layout.dense.values()]
@@ -97,83 +118,89 @@ class Generator(nn.Module):
             made.append(one)
         return made
 
-    def each(self, formula: Formula, known: Known, needed: Needed) -> dict[str, Tensor]:
-        """Return what a formula makes of what is known: of tables (S, n, dim), of DENSE (S, P)."""
+    def each(self, formula: Formula, known: Known, needed: Needed) -> dict[str, Sequence[Tensor]]:
+        """Return what a formula makes of what is known, S of each: of tables (n, dim), of DENSE (P,)."""
         layout = self.layout
-        split = [parameter.split(layout.sizes, -1) for parameter in self.weights.values()]
-        pieces = list(zip(*split, strict=True))  # of each table, then of each group
-        numbers = {name: i for i, name in enumerate(layout.tables)}
-        found: dict[str, Tensor] = {}
-        for names in made_together(known, needed, layout):
-            # Shorter tables are padded to the longest: (tables, n, models, dim).
-            rows = pad_sequence(
-                [
-                    torch.stack([m.flatten(1) for m in known[name][: self.models]], 1)
-                    for name in names
-                ],
-                batch_first=True,
-            )
-            x = rows.permute(2, 0, 3, 1).flatten(1, 2)  # (models, tables * dim, n)
-            h = None
-            if len(known[names[0]]) > self.models:
-                states = pad_sequence([known[name][-1] for name in names], batch_first=True)
-                h = states.permute(0, 2, 3, 1).flatten(0, 1)  # (tables * dim, d, n)
-            mine = [
-                torch.cat(same, -1).movedim(-1, 0).contiguous()
-                for same in zip(*(pieces[numbers[name]] for name in names), strict=True)
-            ]
-            made = self.as_needed(formula, x, h, mine, needed.get(names[0], ()))
-            made = made.unflatten(1, (len(names), -1)).transpose(2, 3)
-            for i, name in enumerate(names):
-                found[name] = made[:, i, : len(known[name][0])]
+        tables = [
+            parameter.split(list(layout.tables.values()), -1) for parameter in self.of("tables")
+        ]
+        own = dict(zip(layout.tables, zip(*tables, strict=True), strict=True))
+        found: dict[str, Sequence[Tensor]] = {}
+        for dim in sorted(set(layout.tables.values())):
+            some = {n: known[n] for n in layout.tables if n in known and layout.tables[n] == dim}
+            if some:
+                theirs = [torch.stack(same) for same in zip(*(own[n] for n in some), strict=True)]
+                found |= self.of_tables(formula, some, needed, theirs)
         if DENSE in known:
             sequence, *state = known[DENSE]
             at, dense = 0, []
-            for (count, each), own in zip(layout.groups, pieces[len(numbers) :], strict=True):
+            pieces: list[Sequence[Tensor]] = [self.of("dense")]
+            if len(layout.groups) > 1:
+                sizes = [count for count, _ in layout.groups]
+                pieces = list(zip(*(p.split(sizes, -1) for p in pieces[0]), strict=True))
+            for (count, each), mine in zip(layout.groups, pieces, strict=True):
                 stop = at + count * each
                 x = sequence[:, at:stop].unflatten(1, (count, each))
                 h = None
                 if state:
                     h = state[0][:, at:stop].unflatten(1, (count, each)).transpose(0, 1)
-                mine = [piece.movedim(-1, 0) for piece in own]
+                parameters = [piece.movedim(-1, 0) for piece in mine]
                 if each > 1:
-                    mine = [piece.contiguous() for piece in mine]
-                made = formula(x, h, *mine)
-                dense.append(made.flatten(1))
+                    parameters = [piece.contiguous() for piece in parameters]
+                    h = None if h is None else h.contiguous()
+                dense.append(formula(x.contiguous(), h, *parameters).flatten(1))
                 at = stop
-            found[DENSE] = torch.cat(dense, 1)
+            found[DENSE] = torch.cat(dense, 1).unbind() if len(dense) > 1 else dense[0].unbind()
         return found
 
-    def as_needed(
-        self,
-        formula: Formula,
-        x: Tensor,
-        h: Tensor | None,
-        parameters: Sequence[Tensor],
-        needed: Sequence[int],
-    ) -> Tensor:
-        """Return what the formula makes, but of numbers that no later step needs those steps as 0."""
-        if not needed or needed[0] < CACHED:  # of few, all is made at once
-            return formula(x, h, *parameters)
+    def of_tables(
+        self, formula: Formula, known: Known, needed: Needed, parameters: Sequence[Tensor]
+    ) -> dict[str, Sequence[Tensor]]:
+        """Return what a formula makes of tables with rows of equal length.
+
+        What no later step needs is 0 in those steps.  parameters: (tables, ..., dim).
+        """
+        k, names, first = self.models, list(known), next(iter(known.values()))
+        dim, counts = first[0][0].numel(), [len(known[name][0]) for name in names]
+        steps = max((len(needed[name]) for name in names if name in needed), default=1)
+        packs = Packs.of(
+            tuple(counts), MINIMUM, tuple(tuple(needed.get(name, ())) for name in names), steps
+        )
+        models = torch.cat([known[name][i].flatten(1) for i in range(k) for name in names])
+        x = packs.packed(models.view(k, -1, dim))
+        x = x.transpose(2, 3).flatten(1, 2).contiguous()  # (k, packs * dim, size)
+        h = None
+        if len(first) > k:
+            states = packs.packed(torch.cat([known[name][-1] for name in names]).flatten(1)[None])
+            h = states.unflatten(3, (dim, -1)).permute(0, 1, 3, 4, 2).flatten(0, 2).contiguous()
+        shapes = [p.shape[1:-1] for p in parameters]
+        flat = [p.movedim(-1, 1).reshape(len(names), dim, -1) for p in parameters]
+        own = torch.cat(flat, 2).index_select(0, packs.owners.to(x.device)).flatten(0, 1)
+        pieces = own.split([shape.numel() for shape in shapes], 1)
         parts, at = [], 0
-        for steps in range(len(needed), 0, -1):
-            own = slice(at, needed[steps - 1])
-            if own.start < own.stop:
-                some = x[: self.models - len(needed) + steps, :, own]
-                made = formula(some, None if h is None else h[:, :, own], *parameters)
-                parts.append(F.pad(made, (0, 0, 0, 0, 0, len(needed) - steps)))
-            at = own.stop
-        return torch.cat(parts, 2)
+        for late, count in enumerate(packs.counts):  # so many steps before the last
+            some, at = slice(at * dim, (at + count) * dim), at + count
+            if count:
+                mine = [
+                    p[some].reshape(-1, *shape) for p, shape in zip(pieces, shapes, strict=True)
+                ]
+                made = formula(x[: k - late, some], None if h is None else h[some], *mine)
+                parts.append(F.pad(made, (0, 0, 0, 0, 0, late)) if late else made)
+        made = torch.cat(parts, 1).unflatten(1, (-1, dim)).transpose(2, 3)
+        steps_made = packs.unpacked(made).unbind()
+        by_name = zip(*(one.split(counts) for one in steps_made), strict=True)
+        return dict(zip(names, by_name, strict=True))
 
     @torch.no_grad()
-    def whole(self, formula: Formula, known: Known) -> dict[str, Tensor]:
+    def whole(self, formula: Formula, known: Known) -> dict[str, Sequence[Tensor]]:
         """Return what a formula makes of all rows, as `each` does, in blocks."""
-        found = self.each(formula, {n: x for n, x in known.items() if n == DENSE}, {})
-        for name in self.layout.tables:
-            parts = zip(*(x.split(BLOCK) for x in known[name]), strict=True)
-            found[name] = torch.cat(
-                [self.each(formula, {name: part}, {})[name] for part in parts], 1
-            )
+        tables = self.layout.tables
+        large = [name for name in tables if len(known[name][0]) > BLOCK // 8]
+        found = self.each(formula, {n: x for n, x in known.items() if n not in large}, {})
+        for name in large:
+            blocks = zip(*(x.split(BLOCK) for x in known[name]), strict=True)
+            parts = [self.each(formula, {name: block}, {})[name] for block in blocks]
+            found[name] = [torch.cat(same) for same in zip(*parts, strict=True)]
         return found
 
     def influence(self, known: Known) -> dict[str, list[float]]:
@@ -212,18 +239,6 @@ class Generator(nn.Module):
             group: torch.cat(parts, 1).square().mean(1).sqrt().tolist()
             for group, parts in squares.items()
         }
-
-
-def made_together(known: Known, needed: Needed, layout: Layout) -> list[list[str]]:
-    """Return the names of the tables in `known`, in one list small ones of like size."""
-    lists: dict[Any, list[str]] = {}
-    for name, dim in layout.tables.items():
-        if name in known:
-            rows = len(known[name][0])
-            small = rows <= SMALL and name not in needed
-            alike = (dim, (rows.bit_length() + 1) // 2) if small else name
-            lists.setdefault(alike, []).append(name)
-    return list(lists.values())
 
 
 def glorot(layout: Layout, hidden: int, random: torch.Generator) -> dict[str, Tensor]:

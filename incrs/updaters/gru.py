@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CACHED = 1 << 11
-"""What one generator makes goes through the GRU so many numbers at a time, which stay in the cache."""
+CACHED = 1 << 16
+"""So many numbers at a time go through their GRUs, which stay in the cache."""
 
 Formula = Callable[..., Tensor]
 """(x (k, G, n), h (G, d, n) or None, the parameters (G, ...) of G generators) -> (S, G, n)."""
@@ -31,18 +31,22 @@ def gru_step(x: Tensor, h: Tensor, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor
     return gates, c, torch.lerp(h, c, z)
 
 
-def adding(numbers: int) -> Callable[[Tensor, Tensor, Tensor], Any]:
+def adding(numbers: int) -> Callable[..., Any]:
     """Return how to add to a tensor (G, i, j), in place, the products a (G, i, m) b (G, m, j).
 
-    numbers: how many each generator works on. With one each, what lies side by side in memory are the
-    generators, and the sum over m is taken for all of them at once.
+    With `beta=0` they are written over what was there. numbers: how many each generator works on. With
+    one each, what lies side by side in memory are the generators, and the sum over m is taken for all of
+    them at once.
     """
     return Tensor.baddbmm_ if numbers > 1 else _add_by_term
 
 
-def _add_by_term(to: Tensor, a: Tensor, b: Tensor) -> None:
-    for m in range(a.shape[2]):
-        to.addcmul_(a[:, :, m : m + 1], b[:, m : m + 1])
+def _add_by_term(to: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> None:
+    for m, (a_m, b_m) in enumerate(zip(a.split(1, 2), b.split(1, 1), strict=True)):
+        if m or beta:
+            to.addcmul_(a_m, b_m)
+        else:
+            torch.mul(a_m, b_m, out=to)
 
 
 class _Sequence(torch.autograd.Function):
@@ -53,60 +57,81 @@ class _Sequence(torch.autograd.Function):
         ctx: Any, x: Tensor, h: Tensor, u: Tensor, w: Tensor, out: Tensor, bias: Tensor
     ) -> Tensor:
         add_product = adding(x.shape[2])
-        kept, outputs = [x, u, w, out, h], []
+        kept, made = [x, u, w, out, h], torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
-            for x_j in x:
-                gates, c, h = gru_step(x_j, h, u, w)
-                y = bias[:, None, None].expand(-1, 1, x.shape[2]).clone()
-                add_product(y, out.unsqueeze(1), h)
-                outputs.append(y.squeeze(1))
-                kept += [gates, c, h]
+            for own in blocks(x):
+                h_j = h[own]
+                for x_j, y_j in zip(x[:, own], made[:, own], strict=True):
+                    gates, c, h_j = gru_step(x_j, h_j, u[own], w[own])
+                    y_j.copy_(bias[own, None])
+                    add_product(y_j.unsqueeze(1), out[own].unsqueeze(1), h_j)
+                    kept += [gates, c, h_j]
         ctx.save_for_backward(*kept)
-        return torch.stack(outputs)
+        return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, u, w, out, *kept = ctx.saved_tensors
+        x, u, w, out, h, *kept = ctx.saved_tensors
         (dy,) = gradients
-        d, add_product = out.shape[1], adding(x.shape[2])
-        w_gates, w_c = w.split([2 * d, d], 2)
-        du_gates, du_c = (torch.zeros_like(part) for part in u.split([2 * d, d], 1))
-        dw_gates, dw_c, dout = (torch.zeros_like(part) for part in (w_gates, w_c, out))
+        d, add_product, rest = out.shape[1], adding(x.shape[2]), iter(kept)
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        dh: Tensor | None = None
+        du, dw, dout = (torch.empty_like(part) for part in (u, w, out))
+        alone = x.shape[2] == 1
         with torch.autocast(x.device.type, enabled=False):
-            for j in reversed(range(len(x))):
-                before, gates, c, after = kept[3 * j : 3 * j + 4]
-                z, r = gates.split(d, 1)
-                add_product(dout.unsqueeze(2), after, dy[j].unsqueeze(2))
-                own = out.unsqueeze(2) * dy[j].unsqueeze(1)
-                dh = own if dh is None else dh.add_(own)
-                dc = torch.ops.aten.tanh_backward(dh * z, c)
-                dq = torch.zeros_like(dh)  # of q = h * r
-                add_product(dq, w_c, dc)
-                dgates = torch.empty_like(gates)
-                dz, dr = dgates.split(d, 1)
-                slope = torch.sub(c, before).mul_(dh)
-                torch.ops.aten.sigmoid_backward.grad_input(slope, z, grad_input=dz)
-                torch.ops.aten.sigmoid_backward.grad_input(dq * before, r, grad_input=dr)
-                if ctx.needs_input_grad[2]:
-                    for du, dw, q, part in (
-                        (du_gates, dw_gates, before, dgates),
-                        (du_c, dw_c, before * r, dc),
-                    ):
-                        add_product(du.unsqueeze(2), part, x[j].unsqueeze(2))
-                        add_product(dw, q, part.mT)
-                if dx is not None:
-                    dx[j] = (u[:, : 2 * d, None] * dgates).sum(1) + (u[:, 2 * d :, None] * dc).sum(
-                        1
-                    )
-                if j:
-                    dh = torch.addcmul(dh, dh, z, value=-1).addcmul_(dq, r)
-                    add_product(dh, w_gates, dgates)
-        du, dw = torch.empty_like(u), torch.empty_like(w)  # as they lie in memory, unlike a cat
-        du[:, : 2 * d], du[:, 2 * d :] = du_gates, du_c
-        dw[:, :, : 2 * d], dw[:, :, 2 * d :] = dw_gates, dw_c
+            for own in blocks(x):
+                states, steps, dh = [h[own]], [], None
+                for _ in x:
+                    gates, c, after = next(rest), next(rest), next(rest)
+                    steps.append((gates, c))
+                    states.append(after)
+                ends = [
+                    du[own, : 2 * d],
+                    du[own, 2 * d :],
+                    dw[own, :, : 2 * d],
+                    dw[own, :, 2 * d :],
+                ]
+                # Matrices are multiplied faster into tensors without gaps.
+                sums = ends if alone else [torch.empty_like(end) for end in ends]
+                w_gates, w_c = w[own].split([2 * d, d], 2)
+                for j in reversed(range(len(x))):
+                    (gates, c), before, beta = steps[j], states[j], int(j + 1 < len(x))
+                    z, r = gates.split(d, 1)
+                    dy_j = dy[j, own]
+                    add_product(dout[own].unsqueeze(2), states[j + 1], dy_j.unsqueeze(2), beta=beta)
+                    if dh is None:
+                        dh = out[own].unsqueeze(2) * dy_j.unsqueeze(1)
+                    else:
+                        dh.addcmul_(out[own].unsqueeze(2), dy_j.unsqueeze(1))
+                    dgates, dc = torch.empty_like(gates), torch.empty_like(c)
+                    dz, dr = dgates.split(d, 1)
+                    torch.ops.aten.tanh_backward.grad_input(dh * z, c, grad_input=dc)
+                    dq = torch.empty_like(dh)  # of q = h * r
+                    add_product(dq, w_c, dc, beta=0)
+                    slope = torch.sub(c, before).mul_(dh)
+                    torch.ops.aten.sigmoid_backward.grad_input(slope, z, grad_input=dz)
+                    torch.ops.aten.sigmoid_backward.grad_input(dq * before, r, grad_input=dr)
+                    if ctx.needs_input_grad[2]:
+                        x_j, q = x[j, own].unsqueeze(2), before * r
+                        add_product(sums[0].unsqueeze(2), dgates, x_j, beta=beta)
+                        add_product(sums[1].unsqueeze(2), dc, x_j, beta=beta)
+                        add_product(sums[2], before, dgates.mT, beta=beta)
+                        add_product(sums[3], q, dc.mT, beta=beta)
+                    if dx is not None:
+                        dx[j, own] = (u[own, : 2 * d, None] * dgates).sum(1)
+                        dx[j, own] += (u[own, 2 * d :, None] * dc).sum(1)
+                    if j:
+                        dh = torch.addcmul(dh, dh, z, value=-1).addcmul_(dq, r)
+                        add_product(dh, w_gates, dgates)
+                if not alone:
+                    for end, total in zip(ends, sums, strict=True):
+                        end.copy_(total)
         return dx, None, du, dw, dout, dy.sum((0, 2))
+
+
+def blocks(x: Tensor) -> list[slice]:
+    """Return which generators work at a time on x (k, G, n)."""
+    each = max(1, CACHED // max(1, x.shape[2]))
+    return [slice(at, at + each) for at in range(0, x.shape[1], each)]
 
 
 def gru(x: Tensor, h: Tensor | None, u: Tensor, w: Tensor, out: Tensor, bias: Tensor) -> Tensor:
@@ -116,10 +141,8 @@ def gru(x: Tensor, h: Tensor | None, u: Tensor, w: Tensor, out: Tensor, bias: Te
     """
     if h is None:
         h = x.new_zeros(out.shape[1], *x.shape[1:]).transpose(0, 1)
-    parts = list(zip(x.split(CACHED, 2), h.split(CACHED, 2), strict=True))
-    if x.shape[2] > 1:
-        parts = [(x.contiguous(), h.contiguous()) for x, h in parts]
-    return torch.cat([_Sequence.apply(x, h, u, w, out, bias) for x, h in parts], 2)
+    made: Tensor = _Sequence.apply(x, h, u, w, out, bias)
+    return made
 
 
 def newest(x: Tensor, h: Tensor | None, *parameters: Tensor) -> Tensor:

@@ -113,8 +113,10 @@ class WeightLearner(L.LightningModule):
     device, which gives the gradient of generating all of them, for the rows of a table are generated
     each for itself; the rest of `known` is brought there once.
     buffers: of every j, what else a backbone needs.
-    optimizer: makes the optimizer.  state: what it goes on from, a parameter's number -> name ->
-    tensor, None or empty: cold; after a fit, what it came to.
+    optimizer: makes the optimizer; PyTorch's Adam takes all its steps fused, which is the same to
+    rounding: conf/optimizer has it otherwise for the sake of tables that grow.
+    state: what it goes on from, a parameter's number -> name -> tensor, None or
+    empty: cold; after a fit, what it came to.
     l2: times the sum of squares of the generator's parameters is added to every step's loss.
     Scores are those of evaluation mode, as when the weights serve.
     """
@@ -181,6 +183,11 @@ class WeightLearner(L.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """Make the optimizer, and load the state carried over."""
         optimizer = self._make_optimizer(self.generator.parameters())
+        if type(optimizer) is torch.optim.Adam and self.device.type in ("cpu", "cuda"):
+            for (
+                group
+            ) in optimizer.param_groups:  # the same in a third of the time: no tensor grows here
+                group.update(foreach=False, fused=not group["differentiable"])
         if self.state:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": self.state, "param_groups": groups})

@@ -121,6 +121,7 @@ class SML(Updater):
         self.previous: dict[str, Tensor] = {}  # W_{t-1}; empty in the warm-up
         self._weights: dict[str, Tensor] = {}  # f's
         self._optimizer_state: dict[int, dict[str, Tensor]] = {}
+        self._made: Weights = {}  # what serves, until anything that it was made of is trained again
         self._transfer: Transfer | None = None  # on the device, while training on D_t
         self._near: dict[str, Tensor] = {}  # W_{t-1}, there
         self._large: dict[str, tuple[Tables, str]] = {}
@@ -167,7 +168,10 @@ class SML(Updater):
 
     def serving_weights(self, module: ScenarioModule, weights: Weights) -> Weights:
         """Return f(W_{t-1}, U_t); after the warm-up the weights themselves."""
-        return self.transferred(module, weights) if self.previous else weights
+        if not self.previous:
+            return weights
+        self._made = self.transferred(module, weights)
+        return self._made
 
     def learn_next(
         self, module: ScenarioModule, history: Sequence[Period], following: Period, fit: Fit
@@ -181,7 +185,7 @@ class SML(Updater):
                 module.go_on_from(self.previous)
                 module.remember()
                 module.go_on_from(trained)
-            rows = following if self.next_period else history[-1]
+            rows, self._made = following if self.next_period else history[-1], {}
             for repetition in range(self.repetitions):
                 if repetition and len(history[-1]):
                     if self.restart:
@@ -190,8 +194,8 @@ class SML(Updater):
                 if len(rows):
                     self.learn(module, rows, fit)
         if self.previous:
-            module.go_on_from(self.transferred(module))
-        self.previous = clone(module.backbone.state_dict())
+            module.go_on_from(self._made or self.transferred(module))
+        self.previous, self._made = clone(module.backbone.state_dict()), {}
 
     def learn(self, module: ScenarioModule, rows: Period, fit: Fit) -> None:
         """Train f on a period's rows, U_t being fixed (Eq. 10)."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from incrs.models.base import Backbone
 from incrs.updaters.base import Weights
 from incrs.updaters.learner import Known, Needed
+from incrs.updaters.packs import Packs
 
 EPSILON = 1e-15
 """Keeps the norm of Eq. 4 from being zero."""
-BLOCK = 1 << 14
-"""Whole tables are transferred in blocks of so many rows."""
-NOTHING = (torch.empty(0), torch.empty(0))
+BLOCK = 1 << 11
+"""Whole tables are transferred in blocks of so many rows, which stay in the cache."""
+MINIMUM = 8
+"""Packs of vectors have at least so many places."""
 ROWS = ("previous", "updated", "product")
 """What the three rows of Eq. 4 are."""
 
@@ -29,20 +30,20 @@ Pieces = Mapping[str, Tensor]
 
 
 def normed(previous: Tensor) -> Tensor:
-    """Return vectors (G, n, d) divided by their lengths, as Eq. 4 has them in the product."""
-    return previous / (previous.norm(dim=2, keepdim=True) + EPSILON)
+    """Return vectors (G, d, n) divided by their lengths, as Eq. 4 has them in the product."""
+    return previous / (previous.norm(dim=1, keepdim=True) + EPSILON)
 
 
 def transfer(previous: Tensor, unit: Tensor, updated: Tensor, pieces: Pieces) -> Tensor:
-    """Return Eq. 4 to 7 for vectors of G networks: each (G, n, d) -> (G, n, d).  unit: `normed(previous)`."""
-    x = torch.stack([previous, updated, unit * updated], 1)  # (G, 3, n, d)
+    """Return Eq. 4 to 7 for n vectors of each of G networks: (G, d, n).  unit: `normed(previous)`."""
+    x = torch.stack([previous, updated, unit * updated], 1).flatten(2)  # (G, 3, d * n)
     for name in ("first", "second"):
         if name in pieces:
-            x = F.gelu(pieces[name] @ x.flatten(2)).unflatten(2, updated.shape[1:])
-    z = x.transpose(1, 2).flatten(2)  # (G, n, filters * d)
+            x = F.gelu(pieces[name] @ x)
+    z = x.view(len(x), -1, updated.shape[2])  # (G, filters * d, n)
     if "hidden" in pieces:
-        z = F.gelu(torch.baddbmm(pieces["hidden_bias"].unsqueeze(1), z, pieces["hidden"]))
-    return torch.baddbmm(pieces["out_bias"].unsqueeze(1), z, pieces["out"])
+        z = F.gelu(torch.baddbmm(pieces["hidden_bias"].unsqueeze(2), pieces["hidden"].mT, z))
+    return torch.baddbmm(pieces["out_bias"].unsqueeze(2), pieces["out"].mT, z)
 
 
 class Shape(NamedTuple):
@@ -92,29 +93,67 @@ def widths(backbone: Backbone, dense: str) -> dict[str, int]:
     return found
 
 
+class Kind(NamedTuple):
+    """Parameters of the backbone whose networks have the same shapes.
+
+    pieces: what a network consists of, and its shape.
+    """
+
+    names: tuple[str, ...]
+    pieces: tuple[tuple[str, Size], ...]
+
+    @property
+    def width(self) -> int:
+        """The numbers of a vector."""
+        return dict(self.pieces)["out_bias"][0]
+
+    def parted(self, networks: Tensor) -> dict[str, Tensor]:
+        """Return networks (G, numbers) as their pieces (G, ...)."""
+        parts = networks.split([shape.numel() for _, shape in self.pieces], 1)
+        named = zip(self.pieces, parts, strict=True)
+        return {piece: part.unflatten(1, shape) for (piece, shape), part in named}
+
+    def vectors(self, weight: Tensor) -> Tensor:
+        """Return a parameter as the vectors (n, width) that its network takes."""
+        return weight if weight.shape[1:] == (self.width,) else weight.reshape(-1, self.width)
+
+
 class Transfer(nn.Module):
     """f of Eq. 4 to 7: a network for each parameter that is transferred, applied to all its vectors.
 
-    weights: `<parameter>/<piece>` -> a network's piece, without G.
+    weights: `<parameter>/<piece>` -> a network's piece, without G. Networks of one `Kind` are trained
+    as one parameter.
     residual: adds the updated weights to what the networks return.
     """
 
     def __init__(self, weights: Weights, residual: bool):
         super().__init__()
         self.residual = residual
-        keys = sorted(weights)  # an optimizer's state goes by the order, which no file keeps
-        self.parts = nn.ParameterList(nn.Parameter(weights[key].detach().clone()) for key in keys)
-        self.weights = dict(zip(keys, self.parts, strict=True))
-        self.networks: dict[str, dict[str, Tensor]] = {}
-        for key, piece in self.weights.items():
-            name, _, part = key.rpartition("/")
-            self.networks.setdefault(name, {})[part] = piece
-        self.kinds = {
-            name: tuple((part, *piece.shape) for part, piece in sorted(network.items()))
-            for name, network in self.networks.items()
-        }
-        self._joined: dict[tuple[str, ...], dict[str, Tensor]] = {}
+        networks: dict[str, dict[str, Tensor]] = {}
+        for key in sorted(weights):  # an optimizer's state goes by the order, which no file keeps
+            name, _, piece = key.rpartition("/")
+            networks.setdefault(name, {})[piece] = weights[key].detach()
+        alike: dict[tuple[tuple[str, Size], ...], list[str]] = {}
+        for name, own in networks.items():
+            alike.setdefault(tuple((p, x.shape) for p, x in own.items()), []).append(name)
+        self.kinds = [Kind(tuple(names), pieces) for pieces, names in alike.items()]
+        self.parts = nn.ParameterList(
+            torch.stack(
+                [torch.cat([x.flatten() for x in networks[n].values()]) for n in kind.names]
+            )
+            for kind in self.kinds
+        )
         self._before: dict[tuple[str, ...], tuple[list[Tensor], tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the networks are now, as they were given."""
+        return {
+            f"{name}/{piece}": own
+            for kind, part in zip(self.kinds, self.parts, strict=True)
+            for piece, joined in kind.parted(part).items()
+            for name, own in zip(kind.names, joined, strict=True)
+        }
 
     def forward(self, known: Known, needed: Needed | None = None) -> list[dict[str, Tensor]]:
         """Return the new weights, one dict in a list.  known: name -> (previous, updated), equal shapes.
@@ -122,103 +161,60 @@ class Transfer(nn.Module):
         Tables come with any rows; the rest whole. What no network belongs to stays as updated.
         """
         made = {name: some[1] for name, some in known.items()}
-        vectors = {name: self.vectors(name, made[name]) for name in self.own(known)}
         with torch.autocast(self.parts[0].device.type, enabled=False):
-            for names in self.alike(vectors):
-                sizes = tuple(vectors[name].shape[0] for name in names)
-                places = Places.of(sizes, self.parts[0].device)
-                previous = self.before(names, [known[name][0] for name in names], places)
-                updated = places.padded([vectors[name] for name in names])
-                found = transfer(*previous, updated, self.joined(names))
-                found = found + updated if self.residual else found
-                for name, x in zip(names, places.parted(found), strict=True):
-                    made[name] = x.view_as(made[name])
+            for kind, part in zip(self.kinds, self.parts, strict=True):
+                numbers = [g for g, name in enumerate(kind.names) if name in known]
+                if numbers:
+                    names = [kind.names[g] for g in numbers]
+                    networks = part if len(names) == len(part) else part[numbers]
+                    found = self.of_kind(kind, networks, {name: known[name] for name in names})
+                    for name, x in zip(names, found, strict=True):
+                        made[name] = x.view_as(made[name])
         return [made]
 
+    def of_kind(self, kind: Kind, networks: Tensor, known: Known) -> Sequence[Tensor]:
+        """Return the new vectors (n, width) of each of these parameters."""
+        vectors = [kind.vectors(updated) for _, updated in known.values()]
+        counts = [len(own) for own in vectors]
+        packs = Packs.of(tuple(counts), MINIMUM) if len(counts) > 1 else None
+        previous = self.before(kind, {name: some[0] for name, some in known.items()}, packs)
+        updated = lined_up(vectors, packs)
+        if packs is not None:
+            networks = networks.index_select(0, packs.owners.to(networks.device))
+        found = transfer(*previous, updated, kind.parted(networks))
+        found = (found + updated if self.residual else found).mT
+        return (
+            [found[0].contiguous()]
+            if packs is None
+            else packs.unpacked(found[None])[0].split(counts)
+        )
+
     def before(
-        self, names: Sequence[str], previous: list[Tensor], places: Places
+        self, kind: Kind, known: Mapping[str, Tensor], packs: Packs | None
     ) -> tuple[Tensor, Tensor]:
-        """Return previous weights, and normed, side by side; remembered while they are the same ones."""
-        key = tuple(names)
-        held, found = self._before.get(key, ([], NOTHING))
-        if not held or any(map(operator.is_not, held, previous)):
-            some = [self.vectors(n, w) for n, w in zip(names, previous, strict=True)]
-            joined = places.padded(some)
+        """Return previous weights lined up, and normed; remembered while they are the same ones."""
+        previous = list(known.values())
+        held, found = self._before.get(tuple(known), ([], None))
+        if found is None or any(map(operator.is_not, held, previous)):
+            joined = lined_up([kind.vectors(weight) for weight in previous], packs)
             found = (joined, normed(joined))
-            self._before[key] = (previous, found)
+            self._before[tuple(known)] = (previous, found)
         return found
-
-    def own(self, known: Known) -> list[str]:
-        """Return which of these names a network belongs to."""
-        return [name for name in known if name in self.networks]
-
-    def vectors(self, name: str, weight: Tensor) -> Tensor:
-        """Return a parameter as the vectors (n, d) that its network takes."""
-        width = self.networks[name]["out_bias"].shape[0]
-        return weight if weight.shape[1:] == (width,) else weight.reshape(-1, width)
-
-    def alike(self, vectors: Mapping[str, Tensor]) -> list[list[str]]:
-        """Return the names, in one list those of equal networks and of like many vectors."""
-        lists: dict[tuple[object, ...], list[str]] = {}
-        for name, own in vectors.items():
-            size = max(3, (own.shape[0].bit_length() + 1) // 2)
-            lists.setdefault((self.kinds[name], size), []).append(name)
-        return list(lists.values())
-
-    def joined(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the pieces of these networks side by side; remembered while they are held fixed."""
-        key = tuple(names)
-        if key in self._joined:
-            return self._joined[key]
-        some = [self.networks[name] for name in names]
-        pieces = {part: torch.stack([one[part] for one in some]) for part in some[0]}
-        if not any(piece.requires_grad for piece in pieces.values()):
-            self._joined[key] = pieces
-        return pieces
 
     @torch.no_grad()
     def whole(self, known: Known) -> dict[str, Tensor]:
         """Return the new weights of whole parameters, in blocks of vectors."""
-        made = {name: some[1] for name, some in known.items()}
-        for name in self.own(known):
-            blocks = zip(*(self.vectors(name, x).split(BLOCK) for x in known[name]), strict=True)
+        own = {name: kind for kind in self.kinds for name in kind.names if name in known}
+        large = {n: k for n, k in own.items() if known[n][1].numel() > BLOCK // 4 * k.width}
+        (made,) = self({name: some for name, some in known.items() if name not in large})
+        for name, kind in large.items():
+            blocks = zip(*(kind.vectors(x).split(BLOCK) for x in known[name]), strict=True)
             parts = [self({name: block})[0][name] for block in blocks]
             made[name] = torch.cat(parts).view_as(known[name][1])
-        return made
+        return {name: made[name] for name in known}
 
 
-class Places(NamedTuple):
-    """Where the vectors of several networks lie when they are padded to the longest.
-
-    sizes: how many vectors each has.  whole: (G * longest,) which of all vectors lies there, one behind
-    the other and a vector of zeros last.  parts: where each of them went.  Both None where none is padded.
-    """
-
-    sizes: tuple[int, ...]
-    whole: Tensor | None
-    parts: Tensor | None
-
-    @staticmethod
-    @lru_cache(maxsize=256)
-    def of(sizes: tuple[int, ...], device: torch.device) -> Places:
-        """Return the places of so many vectors of each network."""
-        longest = max(sizes)
-        if min(sizes) == longest:
-            return Places(sizes, None, None)
-        counts, place = torch.tensor(sizes)[:, None], torch.arange(longest)
-        whole = torch.where(place < counts, counts.cumsum(0) - counts + place, sum(sizes))
-        parts = (place < counts).flatten().nonzero().flatten()
-        return Places(sizes, whole.flatten().to(device), parts.to(device))
-
-    def padded(self, vectors: Sequence[Tensor]) -> Tensor:
-        """Return vectors, each (n, d), side by side: (G, longest, d)."""
-        if self.whole is None:
-            return torch.stack(list(vectors)) if len(vectors) > 1 else vectors[0].unsqueeze(0)
-        rows = torch.cat([*vectors, vectors[0].new_zeros(1, vectors[0].shape[1])])
-        return rows.index_select(0, self.whole).view(len(vectors), -1, rows.shape[1])
-
-    def parted(self, padded: Tensor) -> Sequence[Tensor]:
-        """Return each network's vectors (n, d) of what `padded` made."""
-        if self.parts is None:
-            return padded.unbind()
-        return padded.flatten(0, 1).index_select(0, self.parts).split(self.sizes)
+def lined_up(vectors: Sequence[Tensor], packs: Packs | None) -> Tensor:
+    """Return vectors, each (n, width), as (G, width, places); None: they are of one network."""
+    x = vectors[0][None] if packs is None else packs.packed(torch.cat(list(vectors))[None])[0]
+    return x.mT.contiguous()

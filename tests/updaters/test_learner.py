@@ -217,3 +217,27 @@ def test_aligned_batches_are_translated_and_no_value_is_made_unknown() -> None:
         expected = periods[i].rows.fields.clone()
         expected[expected[:, 1] >= 12, 1] = 0
         assert sorted(fields.tolist()) == sorted(expected.tolist())
+
+
+def test_adam_in_one_pass_over_memory_is_the_same_adam() -> None:
+    makers = {
+        "fused": partial(torch.optim.Adam, lr=0.01, foreach=True),
+        "own": lambda parameters: Plain(parameters, lr=0.01),
+    }
+    found = {}
+    for name, make in makers.items():
+        one = made(SmallBackbone(), make)
+        optimizer = one.configure_optimizers()
+        assert bool(optimizer.param_groups[0]["fused"]) == (name == "fused")
+        one.on_train_start()
+        for t in range(3):
+            optimizer.zero_grad()
+            asked = one.on_before_batch_transfer((rows(t), rows(t + 1)), 0)
+            one.training_step(asked, 0).backward()
+            optimizer.step()
+        found[name] = one.generator.factors.detach()
+    torch.testing.assert_close(found["fused"], found["own"], rtol=0, atol=1e-6)
+
+
+class Plain(torch.optim.Adam):
+    """Adam by another name, which is left as it is."""
