@@ -229,7 +229,7 @@ def updater_cost(rows: int, times: int) -> None:
     names.remove("finetune")
     stream = PeriodStream(source, BATCH)
     fit = Fit(trainer(), stream, [])
-    history = [history for history, _ in stream.pairs()][-2]
+    warm_up, *_, history, _ = [history for history, _ in stream.pairs()]
     table = Table(title="cost of a period's update", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("backbone")
     table.add_column("updater")
@@ -242,6 +242,8 @@ def updater_cost(rows: int, times: int) -> None:
             if any(overrides(one, "learn_next") for one in module.updaters.values()):
                 continue  # what it costs is not in the update alone
             module.remember()
+            for one in module.updaters.values():  # some keep rows of the warm-up
+                one.training_period(module, warm_up, Period.concat(warm_up[:]))
             steps[name] = partial(update, stream, module, history, fit, 2, 1, None)
         taken = turns(steps, times)
         for name, spent in taken.items():
