@@ -9,10 +9,10 @@ demo: $(READY)
 	$(BIN)/python -m incrs.train
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
