@@ -36,6 +36,7 @@ from incrs.errors import Mistake, is_full
 from incrs.module import ScenarioModule
 from incrs.results import Row, replace_text, replacing
 from incrs.roster import Roster
+from incrs.signals import uninterrupted
 from incrs.updaters.base import Weights
 
 
@@ -190,7 +191,8 @@ class RunFolder:
 
 def _load(file: Path) -> dict[str, Tensor]:
     """Read tensors into memory of their own, for how it is aligned can move a last digit."""
-    return {name: value.clone() for name, value in load_file(file).items()}
+    with uninterrupted():  # native code makes another error of a signal's
+        return {name: value.clone() for name, value in load_file(file).items()}
 
 
 def _plain(weights: Weights) -> dict[str, Tensor]:
