@@ -28,7 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from incrs import results
-from incrs.report import paired
+from incrs.significance import t_interval
 
 BASELINE = "finetune"
 
@@ -166,7 +166,7 @@ TURNED = [(setting, level) for setting, some in LEVELS.items() for level in some
 
 def level_of(setting: str, level: str) -> str:
     """Return the name of the study with a setting at a level."""
-    return "calm" if level == "0" else f"{setting}={level}"
+    return "calm" if level == "0" else f"{setting}_{level}"
 
 
 STUDIES = {
@@ -245,6 +245,17 @@ def values(run: Path, role: str, metric: str) -> dict[tuple[int, int], float]:
         if (row.role, row.scenario, row.metric) == (role, results.POOLED, metric)
         and row.value is not None
     }
+
+
+def paired(
+    these: Mapping[tuple[int, int], float], those: Mapping[tuple[int, int], float]
+) -> tuple[float, float] | None:
+    """Return the mean difference over the keys of both and the half-width of its 95% t-interval."""
+    gaps = np.array([these[key] - those[key] for key in these if key in those])
+    if len(gaps) < 2:
+        return None
+    mean, half = t_interval(gaps)
+    return float(mean), float(half)
 
 
 def choose(where: Path, study: Study, method: Method, base: Sequence[str]) -> list[str]:

@@ -16,9 +16,9 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,27 +32,38 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from incrs import console, findings, report, show
+from incrs import console, findings, report, selection, show
 from incrs.dashboard import Watcher
-from incrs.data.base import Source
+from incrs.data.base import Schema, Source
 from incrs.data.stream import PeriodStream
 from incrs.door import CONF, FIRST, enter, made, maker
+from incrs.environment import code, machine
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
-from incrs.models.base import Backbone
+from incrs.kept import Kept
+from incrs.labels import ELSEWHERE, SHARING
+from incrs.launchers.standing import is_finished
+from incrs.models.base import Backbone, SequenceBackbone
 from incrs.module import ScenarioModule
+from incrs.next_item import NextItem, Positives, Seeking, Supply
+from incrs.phases import Phases
+from incrs.phases import digest as digest_of
 from incrs.ranking import Clicks, Ranking
 from incrs.results import Run
 from incrs.roster import Roster
-from incrs.runner import make_trainer, run, seed_of
+from incrs.runner import TrainerMaker, make_trainer, run, seed_of
+from incrs.selection import Selection
+from incrs.selectors.base import Selector
+from incrs.selectors.search import open_gates
+from incrs.shelf import Shelf
 from incrs.signals import Interrupted
 from incrs.updaters.base import Updater, check
 
-ELSEWHERE = {"path", "store", "download", "archives", "help", "trainer", "logger", "resume", "seed"}
-"""Settings that say where and how a run is computed, not what: they are no part of its name."""
-
-done: list[Path] = []
-"""The folders of the runs that this command has finished."""
+APART = SHARING | {
+    *("data", "updater", "task", "logger", "experiment", "resume"),
+    *("seed", "epochs", "warmup_epochs", "incremental_lr"),
+}
+"""Settings that no fit depends on, or that `Phases` sees in what goes into one."""
 
 SECRET = re.compile(r"api_?key|token|secret|password", re.IGNORECASE)
 
@@ -62,10 +73,16 @@ def main(config: DictConfig) -> None:
     quiet()
     folder = RunFolder(Path(config.resume or HydraConfig.get().runtime.output_dir))
     with folder.claimed() if FIRST else nullcontext(), folder.written():
-        if config.resume is None:
-            record = begin(config, folder)
-        else:
+        if config.resume is not None:
             record = go_on(folder)
+        elif HydraConfig.get().mode is RunMode.MULTIRUN and folder.record:
+            record = folder.record
+            if is_finished(record, HydraConfig.get().overrides.task, folder.path):
+                console.line(f"{folder.path}: finished before")
+                return
+        else:
+            record = begin(config, folder)
+        if folder.record:
             config = OmegaConf.create(record["config"])
         execute(config, folder, record)
     gc.collect()  # trainers and what they trained hold each other; the next run of a sweep needs the room
@@ -98,6 +115,13 @@ def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
         )
     if type(config.carry_optimizer) is not bool:
         raise Mistake(f"carry_optimizer={config.carry_optimizer}: give true or false")
+    if type(config.share) is not bool:
+        raise Mistake(f"share={config.share}: give true or false")
+    if not isinstance(config.share_path, str):
+        raise Mistake(f"share_path={config.share_path}: give a folder, or share=false")
+    most = config.share_gib
+    if type(most) not in (int, float) or not most > 0:
+        raise Mistake(f"share_gib={most}: give a number above 0, or share=false to share nothing")
     if folder.record and FIRST:
         raise Mistake(
             f"{folder.path} holds a run already: give resume={folder.path} to go on with it"
@@ -108,7 +132,7 @@ def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     about = Run(
         run=digest(resolved),
         data=config.data.name,
-        model=choices["model"],
+        model=choices["model"] + (f"-{choices['selector']}" if config.get("selector") else ""),
         updater="+".join(config.updater),
         seed=config.seed,
     )
@@ -152,15 +176,30 @@ def go_on(folder: RunFolder) -> dict[str, Any]:
     return record
 
 
-def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> None:
-    """Build the objects that a configuration names, run them, and show what came out."""
+def execute(
+    config: DictConfig, folder: RunFolder, record: dict[str, Any], others: Sequence[Watcher] = ()
+) -> None:
+    """Build the objects that a configuration names, run them, and show what came out.
+
+    others: who watches the run beside its loggers.
+    """
     about = Run(**record["about"])
     updaters: dict[str, Updater] = {
         str(name): made(one, f"updater.{name}") for name, one in config.updater.items()
     }
     check(updaters)
-    task: Clicks | Ranking = made(config.task, "task") if config.get("task") else Clicks()
+    selector: Selector | None = (
+        made(config.selector, "selector") if config.get("selector") else None
+    )
+    task: Clicks | Ranking | NextItem = (
+        made(config.task, "task") if config.get("task") else Clicks()
+    )
     ranking = task if isinstance(task, Ranking) else None
+    finding = task if isinstance(task, NextItem) else None
+    if finding is not None and selector is not None:
+        raise Mistake(
+            "task=next_item knows no selectors: leave out selector=, or choose task=click"
+        )
     optimizer, trainer = maker(config, "optimizer"), maker(config, "trainer")
     try:
         optimizer([torch.nn.Parameter(torch.zeros(1))])
@@ -176,6 +215,9 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     source.prepare()
     if ranking is not None:
         ranking.check(source.schema)
+    if finding is not None:
+        finding.check(source.schema, updaters)
+        source = Positives(source)
     before = record.get("data")
     if before and before["fingerprint"] not in source.fingerprints[len(before["roles"]) - 1 :][:1]:
         raise Mistake(
@@ -195,33 +237,50 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
     torch.manual_seed(seed_of(config.seed, 0))
     empty = replace(schema, vocabularies=dict.fromkeys(schema.vocabularies, 1))  # rows come later
     backbone: Backbone = maker(config, "model")(schema=empty, seed=config.seed)
+    if selector is not None:
+        open_gates(backbone, schema, about.model.rpartition("-")[0])
+    seeking = None
+    if finding is not None and isinstance(source, Positives):
+        if isinstance(backbone, SequenceBackbone) and config.model.get("tower") is not None:
+            backbone = maker(config, "model")(schema=empty, seed=config.seed, tower=None)
+        backbone = finding.seeker(backbone, schema)
+        supply = Supply(finding, backbone, schema, roster, source.everything)
+        seeking = Seeking(finding, supply, stream)
     module = ScenarioModule(
         backbone,
         updaters,
         optimizer,
         len(schema.scenarios),
         config.carry_optimizer,
+        selector,
     )
+    phases, kept = shared(folder, record, schema, trainer, seeking is not None)
     watchers = loggers
     if FIRST:
         folder.write_record(record)
-        watchers = [console.Progressing(about, len(stream.roles)), *loggers]
+        watchers = [console.Progressing(about, len(stream.roles)), *loggers, *others]
     began, finished = time.perf_counter(), False
     try:
         for watcher in watchers:
             watcher.run_begins()
-        rows = run(
-            stream,
-            module,
-            trainer,
-            folder,
-            about,
-            watchers,
-            warmup_epochs=config.warmup_epochs,
-            epochs=config.epochs,
-            incremental_lr=config.incremental_lr,
-            ranking=ranking,
-        )
+        taken = kept.take(watchers) if kept else None
+        rows = taken
+        if rows is None:
+            rows = run(
+                stream,
+                module,
+                trainer,
+                folder,
+                about,
+                watchers,
+                warmup_epochs=config.warmup_epochs,
+                epochs=config.epochs,
+                incremental_lr=config.incremental_lr,
+                ranking=ranking,
+                phases=phases,
+                selection=None if selector is None else Selection(selector, schema.scenarios),
+                seeking=seeking,
+            )
         finished = True
     except Interrupted:
         console.line(f"stopped; to go on: python -m incrs.train resume={folder.path}")
@@ -233,14 +292,63 @@ def execute(config: DictConfig, folder: RunFolder, record: dict[str, Any]) -> No
         return
     record = folder.record | {"finished": True}
     record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - began
+    if phases:
+        record["phases"] = counted(record["timings"])
     folder.write_record(record)
     if HydraConfig.get().mode is RunMode.RUN:  # a sweep sums up at its end
         scored = {one["period"] + 1: one["scored"] for one in record["timings"]}
         show.show_run(rows, about, scored)
-    show.draw_curves(rows, folder.path / "curves.png")
-    findings.draw(folder.path)
+    if taken is None:
+        show.draw_curves(rows, folder.path / "curves.png")
+        findings.draw(folder.path)
+        if selector is not None:
+            selection.draw(folder.path)
+            selection.export(folder.path, module.backbone)
+        if kept:
+            kept.keep()
     console.line(f"everything is in {folder.path}")
-    done.append(folder.path)
+
+
+def shared(
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    schema: Schema,
+    trainer: TrainerMaker,
+    by_task: bool = False,
+) -> tuple[Phases | None, Kept | None]:
+    """Return what this run can take from others and leave to others, None where that is not asked for.
+
+    by_task: whether training depends on the task.
+    """
+    config, ours = record["config"], make_trainer(trainer, [], 1)
+    if not config.get("share") or ours.world_size > 1:
+        return None, None
+    shelf = Shelf(Path(config["share_path"]).expanduser(), config["share_gib"])
+    device = ours.strategy.root_device
+    meaning = {
+        "settings": {
+            k: v for k, v in config.items() if k not in APART or (by_task and k == "task")
+        },
+        "schema": asdict(schema) | {"vocabularies": list(schema.vocabularies)},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    everything = [meaning, essence(config), config["logger"], record["about"], record["data"]]
+    key = digest_of([everything, code(), machine()])
+    return Phases(shelf, meaning, config["updater"]), Kept(shelf, key, folder)
+
+
+def counted(timings: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many of a run's phases were computed and how many were shared."""
+    phases = [one for one in timings if one.get("phase")]
+    taken = sum(one["shared"] for one in phases)
+    return {"computed": len(phases) - taken, "shared": taken}
+
+
+def totals(folders: Sequence[Path]) -> str | None:
+    """Return a line about the phases of several runs, None where none are shared."""
+    found = [one for one in (RunFolder(f).record.get("phases") for f in folders) if one]
+    computed, taken = (sum(one[what] for one in found) for what in ("computed", "shared"))
+    return f"{computed} phases computed, {taken} shared" if found else None
 
 
 def check_processes(trainer: L.Trainer) -> None:
@@ -263,14 +371,15 @@ def check_processes(trainer: L.Trainer) -> None:
         )
 
 
+def essence(node: Any) -> Any:
+    """Return a configuration without what says where and how it is computed."""
+    if isinstance(node, Mapping):
+        return {k: essence(v) for k, v in node.items() if k not in ELSEWHERE}
+    return node
+
+
 def digest(config: Mapping[Any, Any]) -> str:
     """Return 8 hexadecimal digits that name what a configuration computes, seed aside."""
-
-    def essence(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {k: essence(v) for k, v in node.items() if k not in ELSEWHERE}
-        return node
-
     text = json.dumps(essence(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -291,7 +400,17 @@ def without_secret(override: str) -> str:
     return f"{key}=***" if equals and SECRET.search(key) else override
 
 
-if __name__ == "__main__":
-    enter(main)
+def sum_up(sweep: Path) -> None:
+    """Show the summary of a sweep's runs that are finished, wherever they ran."""
+    records = sorted(sweep.rglob("run.json"))
+    done = [one.parent for one in records if json.loads(one.read_text())["finished"]]
     if len(done) > 1:
         report.show_summary(report.find_runs(done))
+        if line := totals(done):
+            console.line(line)
+
+
+if __name__ == "__main__":
+    from incrs import train  # by its name, under which a launcher's processes find it
+
+    enter(train.main, train.sum_up)
