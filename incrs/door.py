@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -19,6 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -50,6 +52,59 @@ class _Stop(BaseException):
 
     def __init__(self, status: int):
         self.status = status
+
+
+class JobsFailed(BaseException):
+    """Ends a sweep whose jobs had processes of their own, where some failed; each has been told of.
+
+    numbers: of those that failed.  jobs: how many there were.
+    """
+
+    def __init__(self, numbers: Sequence[int], jobs: int):
+        self.numbers, self.jobs = numbers, jobs
+
+
+class Sweeping(Callback):
+    """Is told by Hydra, by conf/train.yaml, that a sweep begins, and keeps its folder."""
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **others: Any) -> None:
+        """Keep the folder."""
+        Sweeping.folder = Path(str(config.hydra.sweep.dir))
+
+
+class Job:
+    """A job as Hydra calls it: in the command's process, or in one that a launcher starts for it.
+
+    Such a process may be on another machine, so this is pickled, and what it holds is found by its name.
+    """
+
+    def __init__(self, job: Callable[[DictConfig], None]):
+        self.job, self.argv, self.pid = job, sys.argv, os.getpid()
+
+    def __call__(self, config: DictConfig) -> None:
+        """Run the job; tell a mistake and end the command, or hand it to the process that tells it."""
+        sys.argv = self.argv
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            self.job(config)
+        except Interrupted:
+            remove_empty(folder)
+            raise
+        except TOLD as error:
+            sentence = explain(error)
+            if sentence is None:
+                raise
+            remove_empty(folder)
+            if os.getpid() != self.pid:
+                raise Mistake(sentence) from None
+            tell(sentence)
+            raise _Stop(2) from None
+        except Exception:
+            if FIRST or not _orphaned():
+                raise
+            raise _Stop(1) from None
 
 
 def run_folder(resume: str | None, fresh: str) -> str:
@@ -100,55 +155,89 @@ def sweep_folder(fresh: str) -> str:
     return agreed(lambda: fresh, "sweep")
 
 
+# conf/hydra/launcher holds whole settings for launchers that bring a schema of the same name
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated")
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
 
 
-def enter(job: Callable[[DictConfig], None]) -> None:
+def enter(
+    job: Callable[[DictConfig], None],
+    sum_up: Callable[[Path], None] | None = None,
+    name: str = "train",
+) -> None:
     """Compose the configuration from the command line and run the job, once or as a sweep.
 
-    Exit status: 0, 2 for a user's mistake, 128 + the signal's number (130 for Ctrl-C).
+    sum_up: called with a sweep's folder at its end, also where some of its jobs failed.  name: of the
+    yaml that the configuration begins with.
+    Exit status: 0, 1 where jobs of a queue failed, 2 for a user's mistake, 128 + the signal's number
+    (130 for Ctrl-C).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; told below
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     check_flags()
     listen()
 
-    def guarded(config: DictConfig) -> None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+    def command() -> None:
+        failed: JobsFailed | None = None
         try:
-            job(config)
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(Job(job))()
+        except JobsFailed as error:
+            failed = error
         except Interrupted:
-            remove_empty(folder)
+            if Sweeping.folder and FIRST:
+                print(f"to go on with the sweep: {again()}")
             raise
-        except TOLD as error:
-            sentence = explain(error)
-            if sentence is None:
-                raise
-            tell(sentence)
-            remove_empty(folder)
-            raise _Stop(2) from None
-        except Exception:
-            if FIRST or not _orphaned():
-                raise
-            raise _Stop(1) from None
+        if Sweeping.folder and sum_up and FIRST:
+            sum_up(Sweeping.folder)
+        if failed:
+            which = ", ".join(f"#{number}" for number in failed.numbers)
+            tell(
+                f"{len(failed.numbers)} of {failed.jobs} jobs failed ({which}); to run what is missing: "
+                f"{again()}"
+            )
+            raise _Stop(1)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(guarded)()
+        status = status_of(command)
+    finally:
+        silence()
+    if status:
+        sys.exit(status)
+
+
+def again() -> str:
+    """Say which command runs what is missing of the sweep."""
+    given = any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv)
+    return "the same command" + ("" if given else f" with hydra.sweep.dir={Sweeping.folder}")
+
+
+def status_of(command: Callable[[], None]) -> int:
+    """Run a command and return its exit status, after telling the user's mistake that ended it, if any."""
+    try:
+        command()
     except _Stop as stop:
-        sys.exit(stop.status)
+        return stop.status
     except Interrupted as interrupted:
-        sys.exit(128 + interrupted.number)
+        return 128 + interrupted.number
     except BrokenPipeError:  # whoever read the output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        return 128 + signal.SIGPIPE
+    except RuntimeError as error:
+        name = re.search(r"Unknown plugin class : '(.*)'", str(error))
+        if name is None:
+            raise
+        extra = next((e for e in ("submitit", "ray") if e in name[1]), None)
+        extra = {"submitit": "slurm"}.get(extra or "", extra)
+        tell(f"hydra/launcher: {name[1]} is not installed: pip install 'incrs[{extra or 'NAME'}]'")
+        return 2
     except (*TOLD, ValueError) as error:
         sentence = explain(error)
         if sentence is None:
             raise
         tell(sentence)
-        sys.exit(2)
-    finally:
-        silence()
+        return 2
+    return 0
 
 
 def check_flags() -> None:
