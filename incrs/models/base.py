@@ -9,19 +9,22 @@ embeddings and towers.
 YOU MAY NOT meet Lightning, Hydra or an updater, keep anything between two calls but parameters and
 batch-norm statistics, or leave a parameter without gradient when a scenario is absent from a batch.
 Ranking works as it is: `score` puts each candidate into the row. A backbone that can do so for less,
-as one that multiplies a user's vector by an item's, overrides it.
+as one that multiplies a user's vector by an item's, overrides it. One whose user's vector comes from
+the history can be asked for the next item: it is a `SequenceBackbone` too.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from incrs import together
+from incrs.models.gates import Gates
 from incrs.period import Batch
 
 PAIRS = 1 << 14
@@ -79,6 +82,8 @@ class Tables(nn.Module, ABC):
     fields, lists: name -> vocabulary, of all that a `Batch` holds; fields in its columns' order.
     sparse: True where the tables' gradients hold the rows of the batch alone, for an optimizer that
     updates no others.
+    beside: name -> vocabulary, of lists of ids that a task adds to a batch; they are no part of a row.
+    whole: vocabularies of which a step may need any row, not only those that its batch holds.
     """
 
     names: dict[str, str]
@@ -86,6 +91,8 @@ class Tables(nn.Module, ABC):
     fields: dict[str, str]
     lists: dict[str, str]
     sparse: bool = False
+    beside: Mapping[str, str] = {}
+    whole: Sequence[str] = ()
 
     @abstractmethod
     def initial(self, vocabulary: str, ids: Tensor, rows: int) -> Tensor:
@@ -111,6 +118,15 @@ class Backbone(nn.Module, ABC):
             for vocabulary, key in module.names.items()
         }
 
+    def gates(self) -> dict[str, tuple[Gates, str]]:
+        """Return the name of each buffer with a row for each id -> the `Gates` it is in, its vocabulary."""
+        return {
+            f"{prefix}.{name}": (module, vocabulary)
+            for prefix, module in self.named_modules()
+            if isinstance(module, Gates)
+            for name, vocabulary in module.buffers_by_row().items()
+        }
+
     @abstractmethod
     def forward(self, batch: Batch, representations: bool = False) -> Output:
         """Score B rows; fill `Output.shared` and `.specific` only where `representations`."""
@@ -134,3 +150,34 @@ class Backbone(nn.Module, ABC):
         Where several processes train together: this one's share of it, see `together`.
         """
         return together.mean(F.binary_cross_entropy_with_logits, output.logit, batch.label)
+
+
+@runtime_checkable
+class SequenceBackbone(Protocol):
+    """What a `Backbone` has beside, where it judges an item by a user's vector times the item's.
+
+    `encode(batch) @ catalogue(items).T` are the scores of the items for the rows.
+    """
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return (B, D), a vector of each row's history; the row's own item, scenario, label are not read."""
+
+    def catalogue(self, items: Tensor) -> Tensor:
+        """Return (I, D), the vectors of items given as ids (I,) of the item's own field; 0 is the unknown."""
+
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """What a `SequenceBackbone` has beside, where the next item is learnt by a loss of its own.
+
+    negatives: how many items it wants beside a row's own.
+    """
+
+    negatives: int
+
+    def losses(self, batch: Batch, drawn: Tensor) -> Tensor:
+        """Return (B,), the loss of each row.
+
+        drawn: (B, n) items, drawn uniformly; 0 = none.  The last column of `batch.outcome` says whether
+        the row is the last of its user in what is trained on, those before it what the user did.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from incrs.data.base import Schema
 from incrs.errors import Mistake
 from incrs.models.base import Backbone, Output
+from incrs.models.gates import Multipliers
 from incrs.models.layers import (
     MLP,
     Embeddings,
@@ -54,24 +56,28 @@ class NestedEmbeddings(Embeddings):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the input (B, width)."""
-        history = batch.lists[HISTORY]
-        past = [pool(self.table(self.lists[HISTORY]), history, self.sparse)]
+        gates = None if self.gates is None else self.gates(batch, next(iter(self.tables.values())))
+        history, of = batch.lists[HISTORY], partial(self._of, batch, gates)
+        past = [of(HISTORY)]
         for name in self.of_history:
-            ids = batch.lists[name]
-            past.append(pool_nested(self.table(self.lists[name]), ids, history, self.sparse))
-        item = [self._of(batch, name) for name in (self._item, *self.of_history.values())]
-        rest = [self._of(batch, name) for name in self._rest]
-        parts = [self._of(batch, self._user), *past, *item, *rest, batch.numbers]
+            table, ids = self.table(self.lists[name]), batch.lists[name]
+            own = None if gates is None else gates.lists[name]
+            past.append(pool_nested(table, ids, history, self.sparse, own))
+        item = [of(name) for name in (self._item, *self.of_history.values())]
+        rest = [of(name) for name in self._rest]
+        parts = [of(self._user), *past, *item, *rest, batch.numbers]
         if self.scenario is not None:
             parts.append(look_up(self.scenario, batch.scenario))
         return torch.cat(parts, 1)
 
-    def _of(self, batch: Batch, name: str) -> Tensor:
+    def _of(self, batch: Batch, gates: Multipliers | None, name: str) -> Tensor:
         """Return the embedding of a field, or the mean of a list's: (B, size)."""
         if name in self.fields:
-            ids = batch.fields[:, self._columns[name]]
-            return look_up(self.table(self.fields[name]), ids, self.sparse)
-        return pool(self.table(self.lists[name]), batch.lists[name], self.sparse)
+            column = self._columns[name]
+            rows = look_up(self.table(self.fields[name]), batch.fields[:, column], self.sparse)
+            return rows if gates is None else rows * gates.fields[:, column : column + 1]
+        own = None if gates is None else gates.lists[name]
+        return pool(self.table(self.lists[name]), batch.lists[name], self.sparse, own)
 
 
 class EmbeddingMLP(Backbone):

@@ -67,28 +67,32 @@ def look_up(table: Tensor, ids: Tensor, sparse: bool = False, padding: int | Non
     return table.gather(0, index).view(*ids.shape, table.shape[1])
 
 
-def pool(table: Tensor, ids: Tensor, sparse: bool = False) -> Tensor:
+def pool(table: Tensor, ids: Tensor, sparse: bool = False, gates: Tensor | None = None) -> Tensor:
     """Average the rows of table (n, size) at ids (B, L), 0 = padding: (B, size); none gives zeros.
 
-    sparse: see `look_up`.
+    sparse: see `look_up`.  gates: (B, L), what each row is multiplied by; how many there are stays.
     """
     mask = (ids != 0).to(table.dtype)
     share = mask / (mask.sum(1, keepdim=True) + 1e-8)  # (B, L)
+    share = share if gates is None else share * gates
     return torch.bmm(share.unsqueeze(1), look_up(table, ids, sparse, padding=0)).squeeze(1)
 
 
-def pool_nested(table: Tensor, ids: Tensor, owners: Tensor, sparse: bool = False) -> Tensor:
+def pool_nested(
+    table: Tensor, ids: Tensor, owners: Tensor, sparse: bool = False, gates: Tensor | None = None
+) -> Tensor:
     """Average rows over what belongs to one owner, then over the owners: (B, size).
 
     table: (n, size).  owners: (B, H), 0 = padding.  ids: (B, H * L), L places for each owner in turn, 0 =
-    padding; an owner without any counts as zeros.  sparse: see `look_up`.
+    padding; an owner without any counts as zeros.  sparse: see `look_up`.  gates: (B, H * L), see `pool`.
     """
     mask = (ids != 0).to(table.dtype).view(*owners.shape, -1)  # (B, H, L)
     held = (owners != 0).to(table.dtype)
     share = held / (held.sum(1, keepdim=True) + 1e-8)  # (B, H)
     share = share.unsqueeze(2) * mask / (mask.sum(2, keepdim=True) + 1e-8)
+    share = share.flatten(1) if gates is None else share.flatten(1) * gates
     rows = look_up(table, ids, sparse, padding=0)  # (B, H * L, size)
-    return torch.bmm(share.flatten(1).unsqueeze(1), rows).squeeze(1)
+    return torch.bmm(share.unsqueeze(1), rows).squeeze(1)
 
 
 class Embeddings(Tables):
@@ -128,6 +132,7 @@ class Embeddings(Tables):
             }
         )
         scenarios = len(schema.scenarios)
+        self.gates: nn.Module | None = None  # of a selector: see `incrs.models.gates`
         scenario = self.initial(":scenario", torch.arange(scenarios), scenarios)
         self.scenario = nn.Parameter(scenario) if scenario_field else None
         embedded = len(self.fields) + len(self.lists) + scenario_field
@@ -146,9 +151,13 @@ class Embeddings(Tables):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the input (B, width). Raises IndexError, on a CPU, for an id outside of its table."""
+        gates = None if self.gates is None else self.gates(batch, next(iter(self.tables.values())))
         parts = [self.field_rows(batch.fields)] if self.fields else []
+        if gates is not None:
+            parts = [x * gates.fields.repeat_interleave(self.size, 1) for x in parts]
         parts += [
-            pool(self.table(v), batch.lists[name], self.sparse) for name, v in self.lists.items()
+            pool(self.table(v), batch.lists[name], self.sparse, gates and gates.lists[name])
+            for name, v in self.lists.items()
         ]
         parts.append(batch.numbers)
         if self.scenario is not None:
@@ -212,11 +221,12 @@ def randomness(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def dense(inputs: int, outputs: int, random: torch.Generator) -> nn.Linear:
-    """Return a linear layer: weight Xavier uniform, bias zero."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+def dense(inputs: int, outputs: int, random: torch.Generator, bias: bool = True) -> nn.Linear:
+    """Return a linear layer: weight Xavier uniform, bias, if any, zero."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias)
     nn.init.xavier_uniform_(layer.weight, generator=random)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from incrs.data.base import Schema
 from incrs.models.base import Backbone
-from tests.models.toy import BARE, SCHEMA, doubled, roughen, rows
+from tests.models.toy import BARE, SCHEMA, doubled, fitting, roughen, rows
+from tests.test_imports import BORROWED
 
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 
@@ -30,7 +31,7 @@ def build(request):
         factory = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
         return factory(schema=schema, seed=seed)
 
-    make.config = OmegaConf.load(request.param)
+    make.config, make.name = OmegaConf.load(request.param), request.param.stem
     return make
 
 
@@ -43,7 +44,9 @@ def test_yaml_shows_every_option_with_the_class_own_default(build):
         if key not in ("schema", "seed")
     }
     shown = OmegaConf.to_container(build.config)
-    assert shown == {"_target_": f"{module}.{name}", **defaults}
+    assert set(shown) == {"_target_", *defaults}
+    if build.name not in BORROWED:
+        assert shown == {"_target_": f"{module}.{name}", **defaults}
 
 
 def test_output_has_its_shapes_and_representations_only_when_asked(build):
@@ -91,8 +94,10 @@ def test_specific_parameters_of_a_scenario_leave_the_other_scenarios_alone(build
     with torch.no_grad():
         before = model(batch).logit
         own = [w for name, w in model.state_dict().items() if name.startswith("specific.")]
+        random = torch.Generator().manual_seed(1)
         for weight in own:
-            weight[1] += 1
+            if weight.is_floating_point():
+                weight[1] += torch.randn(weight[1].shape, generator=random, dtype=weight.dtype)
         after = model(batch).logit
     here = batch.scenario == 1
     assert torch.equal(before[~here], after[~here])
@@ -184,8 +189,9 @@ def test_gradients_repeat_to_the_last_digit(build):
 
 @pytest.mark.parametrize("schema", [SCHEMA, BARE], ids=["full", "bare"])
 def test_a_few_steps_lower_the_loss(build, schema):
-    model, batch = build(schema), rows(schema, 200)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    schema = fitting(build, schema)
+    model, batch = build(schema), rows(schema, 100)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
     losses = []
     for _ in range(30):
         output = model(batch)

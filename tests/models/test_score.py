@@ -14,21 +14,25 @@ from incrs.catalogue import Catalogue
 from incrs.models import base
 from incrs.models.base import Backbone
 from incrs.period import Batch, Period, Role
-from tests.models.toy import BARE, SCHEMA, doubled, roughen, rows
+from tests.models.toy import BARE, SCHEMA, doubled, fitting, roughen, rows
 
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 FOLLOWS = replace(SCHEMA, of_item=["kind", "box", "tags", "length"])
 
 
-@pytest.fixture(params=[FOLLOWS, BARE], ids=["wide", "bare"])
-def schema(request):
-    return request.param
-
-
 @pytest.fixture(params=YAMLS, ids=lambda path: path.stem)
-def model(request, schema) -> Backbone:
+def factory(request):
     config = OmegaConf.load(request.param)
-    factory = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
+    return hydra.utils.instantiate(config, _partial_=True, _convert_="all")
+
+
+@pytest.fixture(params=[FOLLOWS, BARE], ids=["wide", "bare"])
+def schema(request, factory):
+    return fitting(factory, request.param)
+
+
+@pytest.fixture
+def model(factory, schema) -> Backbone:
     return roughen(factory(schema=schema, seed=0)).eval()
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
 
 from incrs.data.base import ListField, Schema
-from incrs.models.base import Output
+from incrs.errors import Mistake
+from incrs.models.base import Backbone, Output
 from incrs.period import Batch
 
 SCHEMA = Schema(
@@ -22,6 +26,17 @@ SCHEMA = Schema(
 BARE = Schema(
     {"user": 30, "item": 20}, {"user": "user", "item": "item"}, {}, [], ["only"], "user", "item"
 )
+
+
+def fitting(factory: Callable[..., Backbone], schema: Schema) -> Schema:
+    """Return the schema, or where the backbone asks for histories, the schema with short ones."""
+    try:
+        factory(schema=schema, seed=0)
+    except Mistake as mistake:
+        if "data.history=20" in str(mistake):
+            return replace(schema, lists={"history": ListField("item", 1)})
+        raise
+    return schema
 
 
 def rows(schema: Schema, count: int, seed: int = 0, scenario: list[int] | None = None) -> Batch:
@@ -90,3 +105,43 @@ def agrees(output: Output, logit: list, shared: list, specific: list) -> None:
     assert output.specific is not None
     for ours, theirs in zip(output, (logit, shared, specific), strict=True):
         np.testing.assert_allclose(ours.detach().numpy(), np.array(theirs), rtol=1e-9, atol=1e-9)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+
+
+def normed(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return the layer norm of a vector."""
+    return scale * (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + 1e-8) + shift
+
+
+def past(w: dict[str, np.ndarray], batch: Batch, i: int) -> list[np.ndarray]:
+    """Return the vectors of the items in row i's history, the oldest first."""
+    ids = [k for k in batch.lists["history"][i].tolist() if k != 0]
+    return [w["embedding.tables.item"][k] for k in reversed(ids)]
+
+
+def beside_history(w: dict[str, np.ndarray], schema: Schema, batch: Batch, i: int) -> np.ndarray:
+    """Return the input of row i with the scenario's embedding and without the history's lists."""
+    lists = {name: f for name, f in schema.lists.items() if not name.startswith("history")}
+    scenario = w["embedding.scenario"][batch.scenario[i]]
+    return np.concatenate([row_input(w, replace(schema, lists=lists), batch, i), scenario])
+
+
+def read(
+    w: dict[str, np.ndarray], name: str, schema: Schema, batch: Batch, i: int, u: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Return <u, e> + tower([u, x]) of row i, and u * e beside the tower's hidden layer, of `Reader`."""
+    product = u * w["embedding.tables.item"][batch.fields[i, 1]]
+    if f"{name}.tower.1.weight" not in w:
+        return product.sum(), product
+    x = np.concatenate([u, beside_history(w, schema, batch, i)])
+    for layer in (0, 2):
+        x = relu(w[f"{name}.tower.0.{layer}.weight"] @ x + w[f"{name}.tower.0.{layer}.bias"])
+    last = (w[f"{name}.tower.1.weight"] @ x + w[f"{name}.tower.1.bias"])[0]
+    return product.sum() + last, np.concatenate([product, x])
