@@ -63,6 +63,7 @@ pretrain: 3
 COMMAND = [
     *("--config-dir", "conf", "data=shop", "model=shared_bottom", "updater=incmsr", "trainer=cpu"),
     *("model.bottom=[16,8]", "model.tower=[8,4]", "batch_size=32", "optimizer.lr=0.01"),
+    "share=false",
 ]
 
 

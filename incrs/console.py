@@ -65,7 +65,7 @@ class Progressing(Watcher):
         line(
             f"  {timing.scored}  {rows[0].role:<4}  {title(main)} {number(value[POOLED, main])}{best}  "
             f"{title(second)} {number(value[POOLED, second])}  by scenario {'  '.join(parts)}  "
-            f"{timing.fit_seconds + timing.score_seconds:.1f} s"
+            f"{timing.fit_seconds + timing.score_seconds:.1f} s{', training shared' * timing.shared}"
         )
 
     def run_ends(self, finished: bool) -> None:

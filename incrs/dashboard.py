@@ -34,6 +34,8 @@ class Timing(NamedTuple):
     period, name: the period trained on.  scored: the name of the one scored, empty until there is one.
     fit_seconds, score_seconds, learn_next_seconds: wall clock, the last of what updaters learnt from
     the period scored.  rows_trained: summed over epochs.  rows_scored: rows.
+    phase: the key of the training, empty where none is shared.  shared: whether another run did it:
+    then fit_seconds is what it took there.
     """
 
     period: int
@@ -44,6 +46,8 @@ class Timing(NamedTuple):
     rows_trained: int = 0
     rows_scored: int = 0
     learn_next_seconds: float = 0.0
+    phase: str = ""
+    shared: bool = False
 
 
 class Watcher:
@@ -93,7 +97,8 @@ class LossCsv(Watcher):
 class Wandb(Watcher):
     """Logs a run to Weights & Biases, one W&B run for each run folder.
 
-    folder: the run folder.  project, entity, group, tags: W&B's.  mode: online, offline or disabled;
+    folder: the run folder.  project, entity, group, tags: W&B's; group None: a sweep's is the name of
+    its folder, a single run has none.  mode: online, offline or disabled;
     None leaves it to W&B's own settings.  timeout: seconds to wait for W&B at most: at the start, then
     for each call; above 0.
 
@@ -130,6 +135,7 @@ class Wandb(Watcher):
             raise Mistake(f"logger.wandb.timeout={timeout}: give seconds, more than 0")
         self._wandb: Any = wandb
         self._folder, self._timeout = Path(folder), timeout
+        group = group_of(Path(folder)) if group is None else group
         given = {"project": project, "entity": entity, "mode": mode, "run_group": group}
         self._options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         self._options |= {
@@ -268,6 +274,16 @@ class Wandb(Watcher):
         return f"wandb sync {shlex.quote(str(Path(self._run.dir).parent))}"
 
 
+SWEEPS = ("multirun.yaml", "study.json")
+"""What is beside the runs of a sweep, or of a search."""
+
+
+def group_of(folder: Path) -> str | None:
+    """Return the W&B group of a run: its sweep's folder, as 2026-01-31_10-00-00; None of a single run."""
+    sweep = folder.resolve().parent
+    return "_".join(sweep.parts[-2:]) if any((sweep / name).exists() for name in SWEEPS) else None
+
+
 GRACE = 5.0
 """Seconds that wandb gets on top of a time limit of its own, and to shut down."""
 
@@ -288,7 +304,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     return answer.result(seconds)
 
 
-OF_SCENARIO = re.compile(r"auc|logloss|(recall|ndcg)_\d+")
+OF_SCENARIO = re.compile(r"auc|logloss|(recall|hr|ndcg)_\d+")
 """What is charted by scenario, too."""
 
 

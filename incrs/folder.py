@@ -8,6 +8,7 @@
     checkpoint/period=0006-scored/  what training on period 7 starts from; only the last is kept.
                                     `-scored` where period 7 had come and was scored
     findings.csv                    what updaters found out in each period, where any does
+    selection.csv, selection.png, pruned/       what a selector kept: see `incrs.selection`
     curves.png, findings_*.png, losses.csv      for people
     wandb.json, wandb/              the run's name at Weights & Biases and its files, where it is asked for
 
@@ -25,18 +26,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from incrs import results
+from incrs import results, states
 from incrs.dashboard import Timing
 from incrs.errors import Mistake, is_full
 from incrs.module import ScenarioModule
 from incrs.results import Row, replace_text, replacing
 from incrs.roster import Roster
-from incrs.signals import uninterrupted
 from incrs.updaters.base import Weights
 
 
@@ -123,7 +120,7 @@ class RunFolder:
 
     def read_serving(self, period: int) -> Weights:
         """Return the weights that serve `period`."""
-        return _load(self.path / "serving" / f"period={period:04d}.safetensors")
+        return states.load(self.path / "serving" / f"period={period:04d}.safetensors")
 
     def write_serving(self, period: int, weights: Weights, roster: Roster) -> None:
         """Write the weights that serve `period` and, where it is not the row's number, each row's id."""
@@ -134,7 +131,7 @@ class RunFolder:
             written = {f"period={period:04d}.ids.safetensors": roster.ids} | written
         for name, tensors in written.items():
             with replacing(folder / name) as partial:
-                save_file(_plain(tensors), partial)
+                states.save(tensors, partial)
 
     def save(self, period: int, scored: bool, module: ScenarioModule, roster: Roster) -> None:
         """Write the checkpoint after `period`, then drop the one before it.
@@ -147,11 +144,11 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            save_file(_plain(module.backbone.state_dict()), partial / "backbone.safetensors")
-            _write(partial / "optimizer", _unpack_optimizer(module.optimizer_state))
-            _write(partial / "roster", roster.state_dict())
+            states.save(module.backbone.state_dict(), partial / "backbone.safetensors")
+            states.write(partial / "optimizer", states.flat_optimizer(module.optimizer_state))
+            states.write(partial / "roster", roster.state_dict())
             for name, updater in module.updaters.items():
-                _write(partial / f"updater-{name}", updater.state_dict())
+                states.write(partial / f"updater-{name}", updater.state_dict())
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -166,14 +163,14 @@ class RunFolder:
         found = sorted((self.path / "checkpoint").glob("period=*"))
         if not found:
             return None
-        roster.load_state_dict(_read(found[-1] / "roster"))
-        weights = _load(found[-1] / "backbone.safetensors")
-        optimizer_state = _pack_optimizer(_read(found[-1] / "optimizer"))
+        roster.load_state_dict(states.read(found[-1] / "roster"))
+        weights = states.load(found[-1] / "backbone.safetensors")
+        optimizer_state = states.packed_optimizer(states.read(found[-1] / "optimizer"))
         sizes = {v: len(weights[name]) for name, (_, v) in module.backbone.tables().items()}
         ids = {name: ids[: sizes.get(name)] for name, ids in roster.ids.items()}
         module.restore(weights, optimizer_state, ids)
         for name, updater in module.updaters.items():
-            updater.load_state_dict(_read(found[-1] / f"updater-{name}"))
+            updater.load_state_dict(states.read(found[-1] / f"updater-{name}"))
         period, _, scored = found[-1].name.removeprefix("period=").partition("-")
         return Done(int(period), bool(scored))
 
@@ -187,48 +184,3 @@ class RunFolder:
         """Write results.csv."""
         self.path.mkdir(parents=True, exist_ok=True)
         results.write(self.results, rows)
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    """Read tensors into memory of their own, for how it is aligned can move a last digit."""
-    with uninterrupted():  # native code makes another error of a signal's
-        return {name: value.clone() for name, value in load_file(file).items()}
-
-
-def _plain(weights: Weights) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-
-
-def _write(stem: Path, state: Mapping[str, Any]) -> None:
-    """Write a flat state: tensors as safetensors, the rest as json; nothing is ever unpickled."""
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    others = {name: value for name, value in state.items() if name not in tensors}
-    save_file(_plain(tensors), stem.with_suffix(".safetensors"))
-    stem.with_suffix(".json").write_text(json.dumps(others))
-
-
-def _read(stem: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads(stem.with_suffix(".json").read_text())
-    return state | _load(stem.with_suffix(".safetensors"))
-
-
-def _unpack_optimizer(state: Mapping[str, Any] | None) -> dict[str, Any]:
-    if state is None:
-        return {}
-    flat = {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, entry in state["state"].items()
-        for name, value in entry.items()
-    }
-    return {"param_groups": state["param_groups"], **flat}
-
-
-def _pack_optimizer(flat: dict[str, Any]) -> dict[str, Any] | None:
-    if not flat:
-        return None
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        if key != "param_groups":
-            index, name = key.split(".", 1)
-            entries.setdefault(int(index), {})[name] = value
-    return {"state": entries, "param_groups": flat["param_groups"]}

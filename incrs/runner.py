@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from functools import partial
+from typing import NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -21,9 +22,12 @@ from incrs.data.stream import AlignedLoader, BatchLoader, History, PeriodStream
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule, clone
+from incrs.next_item import Seeking, SoughtLoader, measure
 from incrs.period import Period
+from incrs.phases import Phase, Phases
 from incrs.ranking import CandidateLoader, Ranker, Ranking
 from incrs.results import Row, Run
+from incrs.selection import Selection
 from incrs.signals import uninterrupted
 from incrs.updaters.base import Weights, overrides
 
@@ -79,9 +83,13 @@ class Fit:
         for watcher in self._steps.watchers:
             watcher.period_begins(periods[-1].index, periods[-1].name, epochs * len(loader))
         trainer.fit(module, loader)
-        self.seed = seed_of(self.seed, 1)  # of the next fit, if it is not set before
+        self.move_on()
         if trainer.global_step != epochs * len(loader):
             raise RuntimeError(f"trained {trainer.global_step} of {epochs * len(loader)} steps")
+
+    def move_on(self) -> None:
+        """Give the next fit a seed of its own, if none is set before it."""
+        self.seed = seed_of(self.seed, 1)
 
 
 def make_trainer(maker: TrainerMaker, callbacks: list[L.Callback], epochs: int) -> L.Trainer:
@@ -104,7 +112,7 @@ def score(
 
 
 def rank(
-    module: ScenarioModule, trainer: TrainerMaker, ranker: Ranker, period: Period
+    module: ScenarioModule, trainer: TrainerMaker, ranker: Ranker | Seeking, period: Period
 ) -> np.ndarray:
     """Return how many candidates are above, and level with, each positive that has an item, (n, 2)."""
     loader = ranker.loader(period)
@@ -114,7 +122,10 @@ def rank(
 
 
 def _predicted(
-    module: ScenarioModule, trainer: TrainerMaker, loader: BatchLoader | CandidateLoader, rows: int
+    module: ScenarioModule,
+    trainer: TrainerMaker,
+    loader: BatchLoader | CandidateLoader | SoughtLoader,
+    rows: int,
 ) -> np.ndarray:
     """Return what `predict_step` says of all rows of a loader, in their order, whichever process said it."""
     parts = make_trainer(trainer, [], 1).predict(module, loader)
@@ -126,6 +137,13 @@ def _predicted(
     return found.cpu().numpy()
 
 
+class Update(NamedTuple):
+    """What an update was: the rows trained on, over all epochs, and the phase, where runs share them."""
+
+    rows: int
+    phase: Phase = Phase()
+
+
 def update(
     stream: PeriodStream,
     module: ScenarioModule,
@@ -134,8 +152,10 @@ def update(
     warmup_epochs: int,
     epochs: int,
     incremental_lr: float | None,
-) -> int:
-    """Train the module on D_t as its updaters say; return the rows trained on, over all epochs."""
+    phases: Phases | None = None,
+    selection: Selection | None = None,
+) -> Update:
+    """Train the module on D_t as its updaters say, or take the same training from another run."""
     warming_up = len(history) == stream.warmup
     news = history[:] if warming_up else history[-1:]
     for one in news:
@@ -144,10 +164,14 @@ def update(
     for updater in module.updaters.values():
         period = updater.training_period(module, history, period)
     if not len(period):
-        return 0
+        return Update(0)
     if not warming_up:
         module.remember()
     module.follow(stream.roster.admit())
+    if selection is not None and selection.due(len(history), stream.warmup):
+        module.learning_rate = None
+        searched = selection.rows(history, period, warming_up)
+        selection.search(module, searched, warming_up, fit)
     present: Weights = module.backbone.state_dict()
     weights = present
     for updater in module.updaters.values():
@@ -156,8 +180,17 @@ def update(
     if anew:
         module.start_from(weights)
     module.learning_rate = None if anew else incremental_lr
-    fit(module, period, epochs=warmup_epochs if anew else epochs)
-    return len(period) * (warmup_epochs if anew else epochs)
+    times = warmup_epochs if anew else epochs
+    rows = len(period) * times
+    if phases is None:
+        fit(module, period, epochs=times)
+        return Update(rows)
+    train = partial(fit, module, period, epochs=times)
+    beside = stream.supply and stream.supply.inputs()
+    phase = phases.fit(train, module, period, fit.seed, times, warming_up, beside)
+    if phase.shared:
+        fit.move_on()
+    return Update(rows, phase)
 
 
 def losses_of(module: ScenarioModule, period: Period, updaters: Sequence[str]) -> list[float]:
@@ -184,6 +217,18 @@ def rates_of(module: ScenarioModule) -> str:
     return " (or ".join(["optimizer.lr", *own]) + ")" * len(own)
 
 
+def recorded(
+    notes: list[findings.Finding], selection: Selection | None, period: int
+) -> list[findings.Finding]:
+    """Return the notes with the drift of the gates that were searched in this period, if any."""
+    if selection is None:
+        return notes
+    name = selection.selector.name
+    drift = selection.drift if selection.searched == period else {}
+    kept = [note for note in notes if (note.period, note.updater) != (period, name)]
+    return [*kept, *findings.of(period, name, drift)]
+
+
 def run(
     stream: PeriodStream,
     module: ScenarioModule,
@@ -195,12 +240,18 @@ def run(
     epochs: int = 1,
     incremental_lr: float | None = None,
     ranking: Ranking | None = None,
+    phases: Phases | None = None,
+    selection: Selection | None = None,
+    seeking: Seeking | None = None,
 ) -> list[Row]:
     """Run the protocol over the stream, or go on where the folder's checkpoint stands.
 
     about: names the run and holds the seed.  warmup_epochs: of the first fit, and of every fit that
     starts from the initial weights; epochs: of the others.  incremental_lr: learning rate of those
     others, None for the optimizer's own.  ranking: what to ask beyond AUC and log loss, if anything.
+    phases: what other runs have trained already, None to train all anew; the results are the same.
+    selection: searches which values count in which scenario; None where all do.
+    seeking: says where the next items stand, which is then all that is asked; None where clicks are.
     Returns all rows of results.csv.
     """
     ranker = None if ranking is None else Ranker(ranking, stream, about.seed)
@@ -209,12 +260,16 @@ def run(
     learners = {n: u for n, u in module.updaters.items() if overrides(u, "learn_next")}
     notes = [] if done is None else findings.read(folder.path, done.period + done.scored)
     fit = Fit(trainer, stream, watchers)
+    if selection is not None and done is not None:
+        selection.go_on(folder.path, done.period)
     for history, following in stream.pairs(None if done is None else done.period + done.scored):
         t = len(history) - 1
         learnt = done is not None and t == done.period
         if learnt and following is None:
             break  # no day has come since
         timing = Timing(period=t, name=history[-1].name)
+        if seeking is not None:
+            seeking.supply.catch_up(len(history))
         if learnt:
             timing = folder.timing(t) or timing
             module.serve(folder.read_serving(t + 1))
@@ -222,7 +277,18 @@ def run(
             began = time.perf_counter()
             fit.seed = seed_of(about.seed, t)
             L.seed_everything(fit.seed, verbose=False)
-            trained = update(stream, module, history, fit, warmup_epochs, epochs, incremental_lr)
+            trained, phase = update(
+                stream,
+                module,
+                history,
+                fit,
+                warmup_epochs,
+                epochs,
+                incremental_lr,
+                phases,
+                selection,
+            )
+            notes = recorded(notes, selection, t)
             losses = losses_of(module, history[-1], list(module.updaters)) if trained else []
             own: Weights = module.backbone.state_dict()
             weights = own
@@ -230,32 +296,44 @@ def run(
                 weights = updater.serving_weights(module, weights)
             module.serve(None if weights is own else weights)
             served = clone(weights)
-            timing = timing._replace(fit_seconds=time.perf_counter() - began, rows_trained=trained)
+            own_seconds = time.perf_counter() - began - phase.elapsed
+            timing = timing._replace(
+                fit_seconds=own_seconds + phase.seconds,
+                rows_trained=trained,
+                phase=phase.key,
+                shared=phase.shared,
+            )
             for watcher in watchers:
                 watcher.period_learnt(losses, timing)
         found: list[Row] = []
         if following is not None:
             began = time.perf_counter()
-            logit = score(module, trainer, stream, following)
+            known = stream.roster.known
             places = None
-            if ranker is not None:
-                ranker.catch_up(history)
-                places = rank(module, trainer, ranker, following)
-            found = results.measure(
-                about,
-                stream.schema,
-                following,
-                logit,
-                stream.roster.known,
-                places,
-                [] if ranking is None else ranking.cutoffs,
-            )
+            if seeking is not None:
+                places = rank(module, trainer, seeking, following)
+                cutoffs = seeking.task.cutoffs
+                found = measure(about, stream.schema, following, places, known, cutoffs)
+            else:
+                logit = score(module, trainer, stream, following)
+                if ranker is not None:
+                    ranker.catch_up(history)
+                    places = rank(module, trainer, ranker, following)
+                found = results.measure(
+                    about,
+                    stream.schema,
+                    following,
+                    logit,
+                    known,
+                    places,
+                    [] if ranking is None else ranking.cutoffs,
+                )
             timing = timing._replace(
                 scored=following.name,
                 score_seconds=time.perf_counter() - began,
                 rows_scored=len(following),
             )
-            if results.has_collapsed(logit):
+            if any(row.metric == "collapsed" and row.value for row in found):
                 log.warning(
                     "the model has collapsed: its scores of period %d (%s) are all equal or not "
                     "finite; results.csv marks it, and a smaller %s may prevent it",
@@ -285,6 +363,8 @@ def run(
                 folder.write_serving(t + 1, served, stream.roster)
             folder.write_results(rows)
             findings.write(folder.path, notes)
+            if selection is not None:
+                selection.write(folder.path)
             folder.add_timing(timing)
             folder.save(t, following is not None, module, stream.roster)
     return rows

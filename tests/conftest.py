@@ -9,6 +9,8 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # these models are small: threads only wait for each other
 
+os.environ.setdefault("INCRS_SHARE", "false")  # a test computes what it looks at
+
 import pytest
 import torch
 from torch import Tensor, nn

@@ -46,6 +46,13 @@ class Updater(L.Callback):
     stands_alone: ClassVar[bool] = False
     """True where another updater beside this one could have no effect."""
 
+    rests_in_warmup: ClassVar[bool] = False
+    """True where nothing of it reaches the steps of the warm-up, which runs then share.
+
+    To the last bit: neither the weights nor its own state come out other than without it. It says so
+    of `training_weights`, `penalty` and Lightning's hooks; the other openings take no part in steps.
+    """
+
     def starting_weights(self, module: ScenarioModule, weights: Weights) -> Weights:
         """Return the weights that training on D_t starts from; default: those of t-1."""
         return weights
@@ -96,6 +103,16 @@ class Updater(L.Callback):
 def overrides(updater: Updater, opening: str) -> bool:
     """Return whether the updater answers at that opening."""
     return getattr(type(updater), opening) is not getattr(Updater, opening)
+
+
+def reaches_training(updater: Updater) -> bool:
+    """Return whether anything of the updater acts within the steps of a fit."""
+    hooks = [name for name in vars(L.Callback) if name.startswith("on_")] + ["setup", "teardown"]
+    return (
+        overrides(updater, "training_weights")
+        or overrides(updater, "penalty")
+        or any(overrides(updater, hook) for hook in hooks)
+    )
 
 
 def check(updaters: Mapping[str, Updater]) -> None:

@@ -114,6 +114,7 @@ class IncMSR(Updater):
 
     wants_representations: ClassVar[bool] = True
     wants_previous: ClassVar[bool] = True
+    rests_in_warmup: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -36,12 +36,25 @@ class Asked(NamedTuple):
     batches: tuple[Batch | None, ...]
     known: dict[str, tuple[Tensor, ...]]
     needed: Needed
+    gates: tuple[dict[str, Tensor], ...]
 
 
 def large(backbone: Backbone) -> dict[str, tuple[Tables, str]]:
     """Return those of the backbone's tables that have more than SMALL rows."""
     tables = backbone.tables()
-    return {name: x for name, x in tables.items() if len(backbone.get_parameter(name)) > SMALL}
+    return {
+        name: (of, vocabulary)
+        for name, (of, vocabulary) in tables.items()
+        if len(backbone.get_parameter(name)) > SMALL and vocabulary not in of.whole
+    }
+
+
+def rows_of_gates(
+    backbone: Backbone, tables: Mapping[str, tuple[Tables, str]], rows: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return which rows the gates have where tables have these rows: name of a buffer -> (u,)."""
+    of = {vocabulary: rows[name] for name, (_, vocabulary) in tables.items()}
+    return {name: of[v] for name, (_, v) in backbone.gates().items() if v in of}
 
 
 def renumbered(
@@ -66,7 +79,7 @@ def renumbered(
     needed: dict[str, list[int]] = {}
     for vocabulary in {vocabulary: None for _, vocabulary in tables.values()}:
         held = [j for j, v in enumerate(columns) if v == vocabulary]
-        named = [name for name, v in of.lists.items() if v == vocabulary]
+        named = [name for name, v in {**of.lists, **of.beside}.items() if v == vocabulary]
         ids = [
             [x.flatten() for x in (b.fields[:, held], *(b.lists[name] for name in named))]
             if b
@@ -136,8 +149,12 @@ class WeightLearner(L.LightningModule):
         self.generator = generator
         self.state = state or {}
         self.losses: list[Tensor] = []  # one scalar a step, of the last fit
-        self._known, self._shares, self._fixed = known, tuple(shares), list(buffers)
+        self._known, self._shares = known, tuple(shares)
         self._large = large(backbone)
+        renumbered = {vocabulary for _, vocabulary in self._large.values()}
+        by_row = {name for name, (_, v) in backbone.gates().items() if v in renumbered}
+        self._fixed = [{n: x for n, x in some.items() if n not in by_row} for some in buffers]
+        self._gates = [{n: x for n, x in some.items() if n in by_row} for some in buffers]
         # In evaluation mode without a copy of the weights; in a tuple: no submodule.
         shared: dict[int, Any] = {id(x): x for x in (*backbone.parameters(), *backbone.buffers())}
         self._backbone = (copy.deepcopy(backbone, shared).eval(),)
@@ -162,17 +179,20 @@ class WeightLearner(L.LightningModule):
             name: tuple(x.index_select(0, ids) for x in self._known[name])
             for name, ids in rows.items()
         }
-        return Asked(batches, known, needed)
+        at = rows_of_gates(self._backbone[0], self._large, rows)
+        gates = tuple({n: some[n][ids] for n, ids in at.items()} for some in self._gates)
+        return Asked(batches, known, needed, gates)
 
     def training_step(self, asked: Asked, batch_idx: int) -> Tensor:
         """Return the loss of a step; among several processes its share times their number."""
         (backbone,) = self._backbone
         generated = self.generator({**self._near, **asked.known}, asked.needed)
-        steps = zip(self._shares, generated, self._fixed, asked.batches, strict=True)
+        buffers = [a | b for a, b in zip(self._fixed, asked.gates, strict=True)]
+        steps = zip(self._shares, generated, buffers, asked.batches, strict=True)
         loss = torch.zeros((), device=self.device)
-        for share, weights, buffers, batch in steps:
+        for share, weights, fixed, batch in steps:
             if batch is not None:
-                output = functional_call(backbone, {**weights, **buffers}, (batch,))
+                output = functional_call(backbone, {**weights, **fixed}, (batch,))
                 loss = loss + share * backbone.loss(batch, output)
         if self._l2:
             squares = sum(w.square().sum() for w in self.generator.parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -15,7 +15,7 @@ from incrs.models.base import Backbone, Output, Tables
 from incrs.module import Move, ScenarioModule, clone
 from incrs.period import Batch, Period, Role
 from incrs.updaters.base import Fit, Updater, Weights
-from incrs.updaters.learner import Known, WeightLearner, large, renumbered
+from incrs.updaters.learner import Known, WeightLearner, large, renumbered, rows_of_gates
 from incrs.updaters.transfer import ROWS, Shape, Transfer, widths
 
 VARIANTS = ("full", "no_cnn", "no_fc")
@@ -59,6 +59,8 @@ class SML(Updater):
     Buffers, which nobody trains, serve as training on D_t left them. The weights of t-1 are kept on the
     CPU. In training f, no value is read as unknown.
     """
+
+    rests_in_warmup: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -157,7 +159,9 @@ class SML(Updater):
             else:
                 known[name] = (before, weights[name])
         (made,) = self._transfer(known)
-        return {**weights, **made}, found
+        at = rows_of_gates(module.backbone, self._large, rows)
+        gates = {name: weights[name].index_select(0, ids) for name, ids in at.items()}
+        return {**weights, **made, **gates}, found
 
     def penalty(self, module: ScenarioModule, batch: Batch, output: Output) -> Tensor | None:
         """Return lambda_1 ||U_t||^2 of Eq. 8; nothing in the warm-up."""
