@@ -258,6 +258,18 @@ def test_runs_of_one_process_are_runs_apart_and_a_failed_one_says_so(tmp_path: P
     assert len(well.history) == 3
 
 
+def test_runs_of_a_sweep_are_a_group(tmp_path: Path) -> None:
+    sweep = tmp_path / "2026-01-31" / "10-00-00"
+    folder = open_folder(sweep / "0")
+    assert dashboard.group_of(folder) is None
+    (sweep / "multirun.yaml").write_text("")
+    assert dashboard.group_of(folder) == "2026-01-31_10-00-00"
+    watcher = Wandb(str(folder), mode="offline")
+    tell(watcher, folder, (6,))
+    watcher.run_ends(finished=True)
+    assert logs(folder)[0].run.run_group == "2026-01-31_10-00-00"
+
+
 def test_a_run_that_goes_on_is_the_same_run_and_tells_the_period_again(tmp_path: Path) -> None:
     folder = open_folder(tmp_path / "run")
     killed = Wandb(str(folder), mode="offline")

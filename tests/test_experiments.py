@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from incrs.door import check_settings, made
@@ -13,10 +15,20 @@ from incrs.errors import Mistake
 from incrs.results import read
 from incrs.train import drop_unchosen
 from tests.conftest import CONF
-from tests.data.test_declared import adressa, tmall
+from tests.data.test_declared import PARTS, adressa, kuairand, sobazaar, tmall, yelp
 from tests.test_train import run_folders, train
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+JOBS = {
+    "incmsr_table2": 4 * 5 * 5,
+    "incmsr_ablation": 4 * 5,
+    "incmsr_lambda": 5 * 5,
+    "asmg_table1": 6 * 5,
+    "asmg_sequence_length": 6 * 5,
+    "asmg_hidden_size": 4 * 5,
+    "sml_variants": 6 * 5,
+}
+"""The experiments that are sweeps, and how many runs they are."""
 
 
 def composed(name: str, *changes: str) -> DictConfig:
@@ -26,16 +38,48 @@ def composed(name: str, *changes: str) -> DictConfig:
     return config
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_setting_of_an_experiment_is_one_there_is(name: str):
-    config = composed(name)
+def check(config: DictConfig) -> None:
     for key in ("data", "model", "task", "optimizer"):
         check_settings(config[key], key)
     for updater in config.updater:
-        check_settings(config.updater[updater], f"updater.{updater}")
         made(config.updater[updater], f"updater.{updater}")
-    text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    assert f"python -m incrs.train experiment={name}\n" in text
+
+
+def jobs(name: str, *changes: str) -> list[list[str]]:
+    """Return the overrides of every run of a sweep, as Hydra makes them with `-m`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"experiment={name}"], return_hydra_config=True)
+    swept = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()]
+    overrides = OverridesParser.create().parse_overrides([*swept, *changes])
+    (found,) = BasicSweeper.split_arguments(overrides, None)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_of_an_experiment_is_one_there_is(name: str):
+    check(composed(name))
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    many = "-m " if name in JOBS else ""
+    assert f"#   python -m incrs.train {many}experiment={name}" in lines
+    assert ("hydra:" in lines) == (name in JOBS)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_an_experiment_that_is_a_sweep_has_its_runs_in_it(name: str):
+    runs = jobs(name)
+    assert len(runs) == len({tuple(run) for run in runs}) == JOBS[name]
+    assert {run[-1] for run in runs} == {f"seed={seed}" for seed in range(5)}
+    check(composed(name, *runs[-1]))
+    assert len(jobs(name, "seed=0")) == JOBS[name] // 5  # what is given takes the place of the list
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_every_run_of_a_sweep_can_be_made_and_differs_from_the_others(name: str):
+    configs = [composed(name, *run) for run in jobs(name, "seed=0")]
+    for config in configs:
+        check(config)
+    assert len({OmegaConf.to_yaml(config) for config in configs}) == len(configs)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,3 +132,31 @@ def test_smls_experiment_runs(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     (folder,) = run_folders(tmp_path)
     assert "recall_20" in {row.metric for row in read(folder / "results.csv")}
+
+
+LOGS = {
+    "incmsr_ablation": (
+        lambda folder: kuairand(folder, "pure", PARTS["pure"]),
+        ["data.start=2022-04-20", "data.end=2022-04-29", "model=shared_bottom"],
+        4,
+    ),
+    "asmg_table1": (sobazaar, ["updater=batch,sml,asmg", "data.tune=4", "data.test=1"], 3),
+    "sml_variants": (
+        yelp,
+        ["updater.sml={next_period:false},{forward:false}", "data.tune=2", "data.test=1"],
+        2,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOGS)
+def test_a_sweep_of_an_experiment_runs_and_tells_its_runs_apart(name: str, tmp_path: Path):
+    write, changes, runs = LOGS[name]
+    write(tmp_path)
+    changes = [f"data.path={tmp_path}", f"data.store={tmp_path}/s", "seed=0", *changes]
+    done = train(tmp_path, "-m", f"experiment={name}", "trainer=cpu", *changes)
+    assert done.returncode == 0, done.stderr
+    folders = run_folders(tmp_path)
+    assert len(folders) == runs
+    assert len({read(folder / "results.csv")[0].run for folder in folders}) == runs
