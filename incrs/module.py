@@ -17,9 +17,12 @@ from torch.optim import Optimizer
 from incrs import together
 from incrs.errors import Mistake
 from incrs.models.base import Backbone, Items, Output
+from incrs.models.gates import gates_of, through_shared
 from incrs.models.layers import look_up
 from incrs.period import Batch
 from incrs.ranking import Ranked, places
+from incrs.seeking import Places, Sought
+from incrs.selectors.base import Selector
 from incrs.updaters.base import Updater, Weights, overrides
 
 OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -35,6 +38,7 @@ class ScenarioModule(L.LightningModule):
     sparse gradients of the large tables.
     carry_optimizer: True lets the optimizer's state run on from one fit to the next, False starts it
     cold in every fit.
+    selector: whose gates the backbone has, if any.
     """
 
     def __init__(
@@ -44,13 +48,15 @@ class ScenarioModule(L.LightningModule):
         optimizer: OptimizerMaker,
         scenarios: int,
         carry_optimizer: bool = True,
+        selector: Selector | None = None,
     ):
         super().__init__()
         self.backbone, self.scenarios = backbone, scenarios
         self.updaters = dict(updaters)
         self.ids: dict[str, Tensor] = {}
         tables = backbone.tables()
-        dense = {name: w for name, w in backbone.state_dict().items() if name not in tables}
+        by_row = {*tables, *backbone.gates()}
+        dense = {name: w for name, w in backbone.state_dict().items() if name not in by_row}
         self._initial_dense: Weights = clone(dense)
         self.optimizer_state: dict[str, Any] | None = None
         self.learning_rate: float | None = None  # of the next fit; None: the optimizer's own
@@ -64,6 +70,7 @@ class ScenarioModule(L.LightningModule):
             names = [f"backbone.{name}" for name in tables]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
         self._representations = any(u.wants_representations for u in self.updaters.values())
+        self._selector = (selector,)  # in a tuple: what it searches by is no part of the state
         self._through = [u for u in self.updaters.values() if overrides(u, "training_weights")]
         self._penalties = [u for u in self.updaters.values() if overrides(u, "penalty")]
         self._previous: tuple[Backbone, ...] = ()  # in a tuple: no submodule, in no state_dict
@@ -83,8 +90,9 @@ class ScenarioModule(L.LightningModule):
             name: tables.initial(vocabulary, self.ids[vocabulary], len(self.ids[vocabulary]))
             for name, (tables, vocabulary) in self.backbone.tables().items()
         }
-        state = self.backbone.state_dict()
-        return {name: drawn.get(name, self._initial_dense.get(name)) for name in state}  # type: ignore[misc]
+        gates = {name: self.backbone.get_buffer(name) for name in self.backbone.gates()}
+        start = {**self._initial_dense, **drawn, **clone(gates)}
+        return {name: start[name] for name in self.backbone.state_dict()}
 
     def follow(self, ids: Mapping[str, Tensor]) -> None:
         """Give the tables the rows of these ids, in their order: in the model of now and of t-1.
@@ -97,6 +105,11 @@ class ScenarioModule(L.LightningModule):
             before, now = self.ids.get(vocabulary), ids[vocabulary]
             if before is None or not torch.equal(before, now):
                 moves[name] = Move.between(before, now, partial(tables.initial, vocabulary))
+        for name, (gates, vocabulary) in self.backbone.gates().items():
+            before, now = self.ids.get(vocabulary), ids[vocabulary]
+            if before is None or not torch.equal(before, now):
+                initial = partial(gates.initial, name.rpartition(".")[2])
+                moves[name] = Move.between(before, now, initial)
         for backbone in (self.backbone, *self._previous):
             for name, (tables, vocabulary) in backbone.tables().items():
                 if name in moves:
@@ -104,6 +117,10 @@ class ScenarioModule(L.LightningModule):
                     table = tables.tables[key]
                     moved = moves[name](table.detach(), moves[name].fresh)
                     tables.tables[key] = nn.Parameter(moved, table.requires_grad)
+            for name, (gates, _) in backbone.gates().items():
+                if name in moves:
+                    kept = moves[name](backbone.get_buffer(name), moves[name].fresh)
+                    gates.register_buffer(name.rpartition(".")[2], kept)
         if self.optimizer_state is not None:
             names = [name for name, _ in self.backbone.named_parameters()]
             for index, entry in self.optimizer_state["state"].items():
@@ -140,6 +157,8 @@ class ScenarioModule(L.LightningModule):
         """Go on from weights and optimizer state that were saved with the rows of these ids."""
         for name, (tables, vocabulary) in self.backbone.tables().items():
             tables.tables[tables.names[vocabulary]] = nn.Parameter(weights[name])
+        for name, (gates, _) in self.backbone.gates().items():
+            gates.register_buffer(name.rpartition(".")[2], weights[name])
         self.backbone.load_state_dict(weights, assign=True)  # in their own precision
         self.optimizer_state, self.ids = optimizer_state, dict(ids)
 
@@ -163,14 +182,26 @@ class ScenarioModule(L.LightningModule):
         Among several processes each returns its share times their number, for what they do with the
         gradients is to average them; `losses` keeps the share.
         """
+        weights: Weights = {}
+        scored = batch
         if self._through:
-            weights, scored = self._own or self._named(), batch
+            weights = self._own or self._named()
             for updater in self._through:
                 weights, scored = updater.training_weights(self, weights, scored)
             output = functional_call(self.backbone, dict(weights), (scored, self._representations))
         else:
             output = self.backbone(batch, self._representations)
         loss = self.backbone.loss(batch, output)
+        (selector,) = self._selector
+        if selector is not None and selector.shares:
+
+            def shared(rows: Batch) -> Output:
+                with through_shared(gates_of(self.backbone)):
+                    found: Output = functional_call(self.backbone, dict(weights), (rows,))
+                    return found
+
+            added = selector.shared_loss(scored, shared, self.scenarios)
+            loss = loss if added is None else loss + added
         for updater in self._penalties:
             penalty = updater.penalty(self, batch, output)
             if penalty is not None:
@@ -182,11 +213,14 @@ class ScenarioModule(L.LightningModule):
         """Return the backbone's own parameters and buffers."""
         return {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
 
-    def predict_step(self, batch: Batch | Ranked, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Batch | Ranked | Sought, batch_idx: int) -> Tensor:
         """Return what the serving weights say of a batch: logits (B,), or of ranked rows `places` (B, 2)."""
+        weights = self._serving or {}
+        named = {f"backbone.{name}": weight for name, weight in weights.items()}
+        if isinstance(batch, Sought):
+            return functional_call(Places(self.backbone), named, (batch,))
         if isinstance(batch, Ranked):
-            scorer, weights = _Scorer(self.backbone), self._serving or {}
-            named = {f"backbone.{name}": weight for name, weight in weights.items()}
+            scorer = _Scorer(self.backbone)
             return places(functional_call(scorer, named, (batch.batch, batch.items)), batch)
         if self._serving is None:
             return self.backbone(batch).logit
