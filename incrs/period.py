@@ -28,6 +28,8 @@ class Batch(NamedTuple):
     numbers: (B, N) float32, standardised on the pretrain periods; N may be 0.
     scenario: (B,) int64 in [0, S).
     label: (B,) float32, 0 or 1.
+    outcome: (B, K) int8, 0 or 1, what the user did with the row's item, each of the schema's behaviours;
+    None where the log does not say. As the label it is what happened, and no model's input.
     """
 
     fields: Tensor
@@ -35,6 +37,7 @@ class Batch(NamedTuple):
     numbers: Tensor
     scenario: Tensor
     label: Tensor
+    outcome: Tensor | None = None
 
     def take(self, where: Tensor | slice) -> Batch:
         """Return the rows at `where`: int64 positions, a bool mask (both (n,)), or a slice."""
@@ -46,7 +49,12 @@ class Batch(NamedTuple):
 
         lists = {name: rows(ids) for name, ids in self.lists.items()}
         return Batch(
-            rows(self.fields), lists, rows(self.numbers), rows(self.scenario), rows(self.label)
+            rows(self.fields),
+            lists,
+            rows(self.numbers),
+            rows(self.scenario),
+            rows(self.label),
+            None if self.outcome is None else rows(self.outcome),
         )
 
 
@@ -54,12 +62,14 @@ def joined(parts: Sequence[Batch]) -> Batch:
     """Return the rows of several batches, one behind the other."""
     if len(parts) == 1:
         return parts[0]
+    outcomes = [part.outcome for part in parts if part.outcome is not None]
     return Batch(
         fields=torch.cat([part.fields for part in parts]),
         lists={name: torch.cat([part.lists[name] for part in parts]) for name in parts[0].lists},
         numbers=torch.cat([part.numbers for part in parts]),
         scenario=torch.cat([part.scenario for part in parts]),
         label=torch.cat([part.label for part in parts]),
+        outcome=torch.cat(outcomes) if len(outcomes) == len(parts) else None,
     )
 
 

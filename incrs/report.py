@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from incrs import console, page, picture, workspace
+from incrs import console, picture, workspace
 from incrs.errors import Mistake
 from incrs.published import show_published
 from incrs.runs import Runs, find_runs
@@ -180,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(runs, *summary, form)
         file = given.out or given.folders[0] / "report.html"
         with _written(file):
+            from incrs import page  # Plotly takes half a second, and every sweep ends with tables
+
             page.write(file, runs, *summary)
         if given.picture:
             with _written(given.picture):

@@ -28,7 +28,8 @@ from incrs.period import Period
 FILE = "results.csv"
 POOLED = "all"
 """The scenario name of a number read on all scenarios' rows together."""
-RECALL = re.compile(r"recall_(\d+)")
+RECALL = re.compile(r"(?:recall|hr)_(\d+)")
+"""The metrics that a run which ranks, or seeks, is shown by."""
 
 
 class Run(NamedTuple):
@@ -155,8 +156,9 @@ def new_and_known(ids: Mapping[str, np.ndarray], known: Mapping[str, int]) -> di
 
 def headline(rows: Iterable[Row]) -> tuple[str, str]:
     """Return the two metrics that are shown of a run: of the largest cutoff where it ranks."""
-    cutoffs = [int(found[1]) for row in rows if (found := RECALL.fullmatch(row.metric))]
-    return (f"recall_{max(cutoffs)}", f"ndcg_{max(cutoffs)}") if cutoffs else ("auc", "logloss")
+    cutoffs = {int(found[1]): found[0] for row in rows if (found := RECALL.fullmatch(row.metric))}
+    most = max(cutoffs, default=0)
+    return (cutoffs[most], f"ndcg_{most}") if cutoffs else ("auc", "logloss")
 
 
 def title(metric: str) -> str:
@@ -167,6 +169,7 @@ def title(metric: str) -> str:
         "logloss": "log loss",
         "gauc": "GAUC",
         "recall": "Recall",
+        "hr": "HR",
         "ndcg": "NDCG",
     }
     cutoff = f"@{rest.pop(0)}" if rest and rest[0].isdigit() else ""

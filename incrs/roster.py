@@ -33,6 +33,7 @@ class Roster:
     ids: vocabulary -> (rows,) int64, the id of every row, ids[0] = 0.  selective: whether there is
     admission or expiry; else row and id are the same number.
     known: vocabulary -> how many ids have appeared, 0 included.
+    The schema's closed vocabularies have all their rows from the start, whatever the settings.
     """
 
     def __init__(
@@ -58,6 +59,10 @@ class Roster:
         if self.fixed:
             self.ids = {name: torch.arange(size) for name, size in schema.vocabularies.items()}
         self.known = dict.fromkeys(schema.vocabularies, 1)
+        self._closed = schema.closed()
+        for name in self._closed:
+            self.ids[name] = torch.arange(schema.vocabularies[name])
+            self.known[name] = schema.vocabularies[name]
         self._fields, self._lists = dict(schema.fields), dict(schema.lists)
         self._of_history = schema.of_history()  # what was in a row of its own before
         self.selective = admission > 1 or expiry is not None
@@ -92,7 +97,9 @@ class Roster:
         found += [
             (field.vocabulary, rows.lists[name].flatten())
             for name, field in self._lists.items()
-            if field.vocabulary not in shared and name not in self._of_history
+            if field.vocabulary not in shared
+            and name not in self._of_history
+            and field.vocabulary not in self._closed
         ]
         return found
 
@@ -104,6 +111,8 @@ class Roster:
         if self.fixed:
             return self.ids
         for name, held in self.ids.items():
+            if name in self._closed:
+                continue
             if not self.selective:
                 self.ids[name] = torch.arange(self.known[name])
                 continue

@@ -18,7 +18,9 @@ from incrs.results import title as titled
 
 def scenarios_of(rows: Iterable[Row]) -> list[str]:
     """Return the scenarios of the rows in their order, `all` last."""
-    names = dict.fromkeys(row.scenario for row in rows if row.metric == "auc")
+    rows = list(rows)
+    main, _ = headline(rows)
+    names = dict.fromkeys(row.scenario for row in rows if row.metric == main)
     return [name for name in names if name != POOLED] + [POOLED]
 
 
@@ -104,7 +106,14 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         across = min(3, len(names))
         down = -(-len(names) // across)
-        figure = Figure(figsize=(3.6 * across, 2.6 * down), layout="constrained")
+        wide, high = 3.6 * across, 2.6 * down
+        figure = Figure(figsize=(wide, high))
+        inches = {"left": 0.6, "right": wide - 0.1, "bottom": 0.45, "top": high - 0.55}
+        figure.subplots_adjust(
+            **{side: x / (wide if side in ("left", "right") else high) for side, x in inches.items()},
+            wspace=0.25,
+            hspace=0.5,
+        )
         axes = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
         for axis, name in zip(axes, names, strict=False):
             for metric, style in ((main, "o-"), (f"oracle_{main}", "k:")):
@@ -120,6 +129,6 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
             axis.grid(alpha=0.25)
         for axis in axes[len(names) :]:
             axis.remove()
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=2)
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format="png")

@@ -17,7 +17,7 @@ from incrs.findings import Finding
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule
 from incrs.period import Period
-from incrs.report import update_seconds
+from incrs.summary import update_seconds
 from incrs.results import Run
 from incrs.runner import run
 from incrs.updaters.base import Fit, Updater, Weights

@@ -38,7 +38,7 @@ UPDATERS: dict[str, Callable[[], Updater]] = {
 }
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 LISTS = [
-    *itertools.product(MODELS, ["none"]),
+    *itertools.product([*MODELS, "din activation=dice", "sasrec tower=null"], ["none"]),
     *itertools.product(["star", "shared_bottom"], list(UPDATERS)[1:]),
 ]
 CASES = [f"{model}, {updater}, float64" for model, updater in LISTS]
@@ -95,7 +95,9 @@ def trained(case: str, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
     """Train a few steps; return losses, weights, running moments and what the updater keeps."""
     model, name, precision = case.split(", ")
     dtype = getattr(torch, precision)
+    model, *settings = model.split()
     config = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    config.merge_with_dotlist(settings)
     factory = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
     backbone = factory(schema=SCHEMA, seed=0)
     if dtype == torch.float64:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from incrs.errors import Mistake
 from incrs.period import Period, Role
@@ -33,13 +33,16 @@ class Schema:
     vocabularies: name -> number of ids, the unknown id 0 included.
     fields: field name -> vocabulary, in the order of `Batch.fields`' columns.
     lists: list name -> ListField; a history shares the item's vocabulary. `history.<column>` holds what
-    a column says of the history's items, in their order, as many places for each.
+    a column says of the history's items, in their order, as many places for each. `history.scenario` and
+    `history.behaviour` hold of each step the scenario, as s + 1, and what the user did, as 1 + the sum of
+    2^k over the behaviours k; both are of vocabularies of their own.
     numbers: names of `Batch.numbers`' columns.
     scenarios: what people call scenario 0, 1, ..., S-1.
     user, item: the names of the fields that identify them, or None where the log has none.
     of_item: the fields, lists and numbers that follow the item, the item's own field aside; None where
     the log does not say, as one prepared by an earlier version.
     sampled: whether rows of label 0 were sampled for the positives, so that nobody was shown them.
+    behaviours: names of `Batch.outcome`'s columns, at most 6.
     """
 
     vocabularies: Mapping[str, int]
@@ -51,10 +54,15 @@ class Schema:
     item: str | None = None
     of_item: Sequence[str] | None = ()
     sampled: bool = False
+    behaviours: Sequence[str] = field(default=(), repr=False)
 
     def column(self, field: str) -> int:
         """Return the column of `Batch.fields` that holds `field`."""
         return list(self.fields).index(field)
+
+    def closed(self) -> list[str]:
+        """Return the vocabularies all of whose ids are known from the start: those of a step's events."""
+        return [v for v in ("history.scenario", "history.behaviour") if v in self.vocabularies]
 
     def of_history(self) -> dict[str, str]:
         """Return the lists that hold a column of the history's items: list -> that column's name."""

@@ -22,7 +22,7 @@ from incrs.data.cut import by_count, by_day, by_hours, ordered
 from incrs.data.declaration import Declaration
 from incrs.data.encode import Encoder
 from incrs.data.filters import filtered
-from incrs.data.raw import columns_of
+from incrs.data.layouts import Layout
 from incrs.data.rows import Scenarios, read_rows, scenario_index
 from incrs.data.scan import ROW, TIME
 from incrs.data.store import Store, write_period, write_rest
@@ -46,7 +46,7 @@ def build(
     """
     own, side_tables = resolve(log, files, side_files)
     for file in files:
-        held = columns_of(file, log.separator, log.format, own)
+        held = Layout(log.file_columns, file).names(log.separator, log.format, own)
         for column in own:
             if column not in held:
                 raise missing_column(column, "data.files", [file], held)
@@ -73,6 +73,9 @@ def build(
         negatives=log.negatives,
         seed=log.negatives_seed,
         candidates=_all_items(log, parts, own) if log.negatives_from == "all" else None,
+        behaviours=log.behaviours,
+        events=log.events,
+        scenarios=scenario_names,
     )
     periods = list(old.periods) if old else []
     if old:
@@ -88,7 +91,8 @@ def build(
     ):
         raw = pl.concat(pl.read_parquet(file) for file in parts[name].files).sort(TIME, ROW)
         rows = encoder.encode(len(periods), raw.with_columns(scenario_index(log, scenario_names)))
-        entry = write_period(new, len(periods), name, rows, log.single_fields, log.numeric)
+        columns = (log.single_fields, log.numeric, log.behaviours)
+        entry = write_period(new, len(periods), name, rows, *columns)
         sizes = {each: len(ids) for each, ids in encoder.vocabularies.items()}
         periods.append(entry | {"known": sizes})
         for file in parts[name].files:
@@ -104,6 +108,7 @@ def build(
         item=log.item,
         of_item=columns_of_item(log, side_tables),
         sampled=log.negatives > 0,
+        behaviours=list(log.behaviours),
     )
     write_rest(new, schema, periods, encoder.vocabularies, encoder.state())
     return periods

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from incrs.data.declaration import Declaration
+from incrs.data.declaration import Declaration, counted
+from incrs.data.layouts import Layout
 from incrs.data.raw import columns_of, pieces, reading
 from incrs.data.scan import text
 from incrs.errors import Mistake
@@ -37,8 +38,8 @@ def resolve(
     """
     named = (log.time, log.day, log.label, log.scenario, log.period_column, log.user, log.item)
     wanted = [*(name for name in named if name), *log.categorical, *log.multivalued, *log.numeric]
-    wanted += [*log.keep, *log.required]
-    here = columns_of(files[0], log.separator, log.format, wanted)
+    wanted += [*log.keep, *log.required, *log.behaviours]
+    here = Layout(log.file_columns, files[0]).names(log.separator, log.format, wanted)
     offers: list[list[str]] = []
     for join, paths in zip(log.joins, side_files, strict=True):
         listed = join.get("columns")
@@ -60,8 +61,9 @@ def resolve(
         "joins": [join["key"] for join in log.joins],
         "keep": log.keep,
         "required": log.required,
-        "filters": [one.get("top") or one["at_least"] for one in log.filters],
+        "filters": [counted(one) for one in log.filters],
         "item_columns": log.item_columns,
+        "behaviours": log.behaviours,
     }
     joinable: dict[str, Iterable[str | None]] = {
         "categorical": log.categorical,

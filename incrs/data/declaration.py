@@ -14,6 +14,8 @@ from incrs.errors import Mistake
 from incrs.period import Role
 
 HISTORY = "history"  # the list field of that name
+EVENTS = (f"{HISTORY}.scenario", f"{HISTORY}.behaviour")  # of its steps
+BEHAVIOURS = 6  # at most: each doubles a vocabulary
 ALLOWED: dict[str, tuple[str | None, ...]] = {
     "scenario_rest": ("drop", "pool"),
     "numeric_transform": ("log", "none"),
@@ -23,8 +25,13 @@ ALLOWED: dict[str, tuple[str | None, ...]] = {
 }
 TIME_FIELDS = ("hour", "weekday")
 YEARS = ("%Y", "%y", "%C", "%G", "%D", "%F", "%c", "%x", "%v", "%s", "%+")  # in a pattern of times
-FILTERS = ("top", "at_least")
+FILTERS = ("top", "at_least", "sample")
 MOST = 10_000  # values of a row in one list
+
+
+def counted(one: dict[str, Any]) -> str:
+    """Return the column that a filter is about."""
+    return str(next(one[name] for name in FILTERS if name in one))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,6 +43,7 @@ class Declaration:
     store: str
     files: str | Sequence[str]
     time: str
+    file_columns: Sequence[dict[str, Any]] = ()
     format: str | None = None
     separator: str = ","
     null_values: Sequence[str] = ("", "NULL", "null", "NaN", "nan", "\\N")
@@ -66,6 +74,8 @@ class Declaration:
     item_columns: Sequence[str] = ()
     history: int = 0
     history_of: Sequence[str] = ()
+    history_events: bool = False
+    behaviours: Sequence[str] = ()
     negatives: int = 0
     negatives_from: str = "seen"
     negatives_seed: int = 0
@@ -93,11 +103,19 @@ class Declaration:
         own = {name: ListField(name, self.multivalued_length) for name in self.multivalued}
         if not (self.history and self.item):
             return own
-        lists = {HISTORY: ListField(self.item, self.history), **own}
+        lists = {name: ListField(name, self.history) for name in (HISTORY, *self.events)}
+        lists |= {HISTORY: ListField(self.item, self.history), **own}
         for column in self.history_of:
             each = own[column].length if column in own else 1
             lists[f"{HISTORY}.{column}"] = ListField(column, self.history * each)
         return lists
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """The lists that say more of the history's steps than their items."""
+        if not (self.history_events and self.history):
+            return ()
+        return EVENTS if self.behaviours else EVENTS[:1]
 
     def assign(self, periods: int) -> list[Role]:
         """Return the role of each period, given how many there are."""
@@ -158,9 +176,10 @@ class Declaration:
         self._check_period()
         self._check_label()
         self._check_items()
+        self._check_events()
         names = [*self.single_fields, *self.multivalued, *self.numeric]
         of_past = [HISTORY, *(f"{HISTORY}.{column}" for column in self.history_of)]
-        names += of_past if self.history else []
+        names += [*of_past, *self.events] if self.history else []
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise Mistake(
@@ -195,8 +214,17 @@ class Declaration:
                 or not isinstance(one[kind], str)
             ):
                 raise Mistake(
-                    f"data.filters: {one} must be {{top: COLUMN, n: 50000}} or {{at_least: COLUMN, n: 20}}, "
-                    "n a whole number from 1"
+                    f"data.filters: {one} must be {{top: COLUMN, n: 50000}}, {{at_least: COLUMN, n: 20}} "
+                    "or {sample: COLUMN, n: 10000}, n a whole number from 1"
+                )
+        for one in self.file_columns:
+            known = "files" in one and set(one) <= {"files", "columns", "values"}
+            if not known or not all(
+                isinstance(one.get(k) or {}, dict) for k in ("columns", "values")
+            ):
+                raise Mistake(
+                    f"data.file_columns: {one} must have `files`, a glob, and may have `columns: {{NAME: "
+                    "COLUMN}` and `values: {NAME: VALUE}`"
                 )
 
     def _check_items(self) -> None:
@@ -213,6 +241,25 @@ class Declaration:
                         f"data.{option}: {column!r} must be one of data.categorical or data.multivalued, and "
                         "a column about the items of data.item"
                     )
+
+    def _check_events(self) -> None:
+        if type(self.history_events) is not bool:
+            raise Mistake(f"data.history_events={self.history_events}: give true or false")
+        if self.history_events and not self.history:
+            raise Mistake(
+                "data.history_events=true is about the steps of the history: set data.history to its length"
+            )
+        if len(set(self.behaviours)) != len(self.behaviours) or len(self.behaviours) > BEHAVIOURS:
+            raise Mistake(
+                f"data.behaviours={list(self.behaviours)}: name at most {BEHAVIOURS} columns, each once"
+            )
+        inputs = [*self.single_fields, *self.multivalued, *self.numeric]
+        for column in self.behaviours:
+            if column in inputs:
+                raise Mistake(
+                    f"data.behaviours: {column!r} tells what the user did with the row's item, which no "
+                    "model may be told: take it out of data.categorical, multivalued and numeric"
+                )
 
     def _check_period(self) -> None:
         hours = list(self.period_hours or [])

@@ -14,13 +14,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from incrs.data.columns import SideTable
-from incrs.data.declaration import HISTORY
+from incrs.data.declaration import EVENTS, HISTORY
 from incrs.data.past import History, Negatives
 from incrs.data.profile import Profiles
 from incrs.data.scan import LABEL, SCENARIO, TIME
 from incrs.errors import Mistake
 
 Ids = NDArray[np.int32]
+ITEM, SPAN, SCENARIO_AT, BEHAVIOUR_AT = (1 << 31) - 1, (1 << 15) - 1, 32, 47
+"""Where a history's step has its item, scenario and behaviours among its 64 bits."""
 
 
 class Rows(NamedTuple):
@@ -28,7 +30,7 @@ class Rows(NamedTuple):
 
     time: (n,) int64 microseconds UTC.  fields: (n, F) int32.  lists: name -> (n, L) int32.
     numbers: (n, N) float64, transformed but not standardised, NaN = missing.
-    scenario: (n,) int32.  label: (n,) int8.
+    scenario: (n,) int32.  label: (n,) int8.  outcome: (n, K) int8, 0 or 1.
     """
 
     time: NDArray[np.int64]
@@ -37,6 +39,7 @@ class Rows(NamedTuple):
     numbers: NDArray[np.float64]
     scenario: Ids
     label: NDArray[np.int8]
+    outcome: NDArray[np.int8]
 
 
 class Vocabulary:
@@ -107,10 +110,38 @@ def number(values: pl.Series, transform: str) -> NDArray[np.float64]:
     return np.sign(x) * np.log1p(np.abs(x)) if transform == "log" else x
 
 
+def did(raw: pl.DataFrame, behaviours: Sequence[str]) -> NDArray[np.int8]:
+    """Return (n, K) 0 or 1, whether each behaviour's column holds a number above 0; no value is none.
+
+    Raises Mistake when a value is no number.
+    """
+    found = np.zeros((len(raw), len(behaviours)), np.int8)
+    for k, column in enumerate(behaviours):
+        parsed = raw[column].cast(pl.Float64, strict=False)
+        wrong = raw[column].filter(parsed.is_null() & raw[column].is_not_null())
+        if len(wrong):
+            raise Mistake(
+                f"data.behaviours: column {column!r} holds {wrong[0]!r}, which is no number: name columns "
+                "of 0 and 1, or of counts"
+            )
+        found[:, k] = (parsed.fill_null(0) > 0).to_numpy()
+    return found
+
+
+def combinations(behaviours: Sequence[str]) -> pl.Series:
+    """Return a name for each combination of behaviours, the one without any first: `is_click+is_like`."""
+    names = [
+        "+".join(name for k, name in enumerate(behaviours) if bits >> k & 1) or "none"
+        for bits in range(1 << len(behaviours))
+    ]
+    return pl.Series(names, dtype=pl.String)
+
+
 class Encoder:
     """Encodes the periods of a log in order; see `Declaration` for what the settings mean.
 
     fields: every single-valued field.  lists: multi-valued column -> separator.
+    events: the lists that say more of the history's steps, of EVENTS.  scenarios: their names.
     candidates: every item of the log, in order of appearance, and its `item_columns`, or None to draw
     from those seen so far.
     """
@@ -132,12 +163,18 @@ class Encoder:
         negatives: int,
         seed: int,
         candidates: pl.DataFrame | None,
+        behaviours: Sequence[str] = (),
+        events: Sequence[str] = (),
+        scenarios: Sequence[str] = (),
     ) -> None:
         self.fields, self.lists, self.numbers = list(fields), dict(lists), list(numbers)
         self.length, self.transform, self.null_values = length, transform, null_values
         self.side_tables, self.user, self.item = side_tables, user, item
         self.vocabularies = {name: Vocabulary() for name in (*fields, *lists)}
-        self._history = History(history) if history else None
+        self.behaviours, self.events = list(behaviours), list(events)
+        known = zip(EVENTS, (pl.Series(scenarios), combinations(behaviours)), strict=True)
+        self.vocabularies |= {name: Vocabulary(x) for name, x in known if name in self.events}
+        self._history = History(history, bool(events)) if history else None
         self._negatives = Negatives(negatives, seed) if negatives else None
         self._history_of = list(history_of)
         self._item_columns = list(item_columns) if negatives else []  # of the log itself
@@ -180,12 +217,18 @@ class Encoder:
         if self.item:
             seen = len(self.vocabularies[self.item]) - 1
             item = self.vocabularies[self.item].encode(raw[self.item]).astype(np.int64)
+        outcome = did(raw, self.behaviours)
         if self._history:
-            lists[HISTORY] = self._history.look_back(user, time, item, label == 1, int(time[0]))
+            step = item + (item > 0) * self._steps(scenario, outcome)
+            past = self._history.look_back(user, time, step, label == 1, int(time[0]))
+            lists[HISTORY] = (past & ITEM).astype(np.int32)
+            for name, low in zip(self.events, (SCENARIO_AT, BEHAVIOUR_AT), strict=False):
+                lists[name] = (past >> low & SPAN).astype(np.int32)
         if self._negatives and self.item:
             raw, origin, label = self._with_negatives(t, raw, user, item, seen)
             time, scenario = time[origin], scenario[origin]
             lists = {name: ids[origin] for name, ids in lists.items()}
+            outcome = outcome[origin] * label[:, None]
 
         fields = np.zeros((len(raw), len(self.fields)), np.int32)
         numbers = np.zeros((len(raw), len(self.numbers)), np.float64)
@@ -212,7 +255,16 @@ class Encoder:
                 self._profiles.learn(column, ids, values)
             for column in self._history_of:
                 lists[f"{HISTORY}.{column}"] = self._profiles.of(column, lists[HISTORY])
-        return Rows(time, fields, lists, numbers, scenario, label)
+        return Rows(time, fields, lists, numbers, scenario, label, outcome)
+
+    def _steps(
+        self, scenario: NDArray[np.int32], outcome: NDArray[np.int8]
+    ) -> NDArray[np.int64] | int:
+        """Return (n,) what the history keeps of a row beside its item, above the item's bits."""
+        if not self.events:
+            return 0
+        bits = (outcome.astype(np.int64) << np.arange(len(self.behaviours))).sum(1)
+        return (scenario.astype(np.int64) + 1 << SCENARIO_AT) | (bits + 1 << BEHAVIOUR_AT)
 
     def _parts(self, values: pl.Series) -> Ids:
         codes, distinct = factorise(values)

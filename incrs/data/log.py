@@ -30,7 +30,7 @@ NOT_CONTENT = (  # the prepared store is the same
 )
 LATER = (  # they count where they are set: stores from before there were these remain
     *("format", "time_year", "keep", "required", "filters"),
-    *("item_columns", "history_of"),
+    *("item_columns", "history_of", "history_events", "behaviours", "file_columns"),
 )
 PARTS = 16  # of the rows on disk that are shuffled at once
 

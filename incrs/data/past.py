@@ -18,15 +18,18 @@ TRIES = 32  # rounds of rejection before the rest is drawn from the exact list
 
 
 class History:
-    """The ids of each user's last `length` positives before a row's time."""
+    """The ids of each user's last `length` positives before a row's time.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    wide: True where what is remembered of a positive is more than its id, and needs 64 bits.
+    """
+
+    def __init__(self, length: int, wide: bool = False) -> None:
+        self.length, self._kind = length, np.int64 if wide else np.int32
         self._user, self._time, self._item = (np.empty(0, np.int64) for _ in range(3))
 
     def look_back(
         self, user: Ints, time: Ints, item: Ints, positive: NDArray[np.bool_], keep_from: int
-    ) -> NDArray[np.int32]:
+    ) -> NDArray[np.int32] | Ints:
         """Return (n, length) item ids with a strictly smaller time, most recent first, 0 = none.
 
         user, time, item, positive: (n,) the period's rows in time order. They then join the past.
@@ -47,7 +50,7 @@ class History:
         times = np.concatenate([self._time, time[new]])[order]
         items = np.concatenate([self._item, item[new]])[order]
 
-        out = np.zeros((len(user), self.length), np.int32)
+        out = np.zeros((len(user), self.length), self._kind)
         if len(events):
             back = np.arange(1, self.length + 1)
             for at in range(0, len(user), CHUNK):

@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from incrs.data.declaration import Declaration
-from incrs.data.raw import pieces, reading
+from incrs.data.layouts import Layout
+from incrs.data.raw import reading
 from incrs.data.scan import (
     DAY,
     LABEL,
@@ -38,7 +39,8 @@ def read_rows(
     seen, kept = 0, 0
     for file in files:
         before, bad = seen, BadRows(log, file)
-        for piece in pieces(file, log.separator, own, log.format):
+        layout = Layout(log.file_columns, file)
+        for piece in layout.pieces(log.separator, log.format, own):
             with reading(file):
                 frame = _parsed(log, piece, own, seen)
             seen += len(piece)

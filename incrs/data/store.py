@@ -4,7 +4,8 @@
     <folder>/manifest.json                  the raw files it came from; every period's name, rows,
                                             positives, digest, sums of its numbers, ids known at its end
     <folder>/vocab/<vocabulary>.parquet     value, id, first_period
-    <folder>/period=0000/rows.parquet       time, label, scenario, field.<f>, list.<l>, number.<n>
+    <folder>/period=0000/rows.parquet       time, label, scenario, field.<f>, list.<l>, number.<n>,
+                                            outcome.<b>
     <folder>/state/period=0013/*.parquet    what the next period needs of those before it
 
 A period's file depends on no later period and is never rewritten; numbers are kept as they are and
@@ -136,6 +137,8 @@ class Store:
         meaning = asdict(self.schema) | {"vocabularies": list(self.schema.vocabularies)}
         for key in ("of_item", "sampled"):  # they say nothing of what is in the rows
             del meaning[key]
+        if not self.schema.behaviours:
+            del meaning["behaviours"]
         digest, found = hashlib.sha256(json.dumps(meaning).encode()), []
         for part in self.scale(pretrain):
             digest.update(part.tobytes())
@@ -167,7 +170,14 @@ class Store:
             numbers=torch.from_numpy(np.nan_to_num(numbers, copy=False)),
             scenario=_tensor(frame["scenario"].to_numpy(), np.int64),
             label=_tensor(frame["label"].to_numpy(), np.float32),
+            outcome=self._outcome(frame),
         )
+
+    def _outcome(self, frame: pl.DataFrame) -> torch.Tensor | None:
+        if not self.schema.behaviours:
+            return None
+        columns = frame.select(f"outcome.{name}" for name in self.schema.behaviours)
+        return _tensor(columns.to_numpy(order="c"), np.int8)
 
 
 def _tensor(array: NDArray[Any], dtype: type[np.generic] | None = None) -> torch.Tensor:
@@ -181,7 +191,13 @@ def period_file(folder: Path, t: int) -> Path:
 
 
 def write_period(
-    folder: Path, t: int, name: str, rows: Rows, fields: Sequence[str], numbers: Sequence[str]
+    folder: Path,
+    t: int,
+    name: str,
+    rows: Rows,
+    fields: Sequence[str],
+    numbers: Sequence[str],
+    behaviours: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the rows of period t below `folder`; return its entry in the manifest."""
     columns: dict[str, Any] = {
@@ -192,6 +208,7 @@ def write_period(
     columns |= {f"field.{field}": rows.fields[:, j] for j, field in enumerate(fields)}
     columns |= {f"list.{field}": ids for field, ids in rows.lists.items()}
     columns |= {f"number.{number}": rows.numbers[:, j] for j, number in enumerate(numbers)}
+    columns |= {f"outcome.{one}": rows.outcome[:, k] for k, one in enumerate(behaviours)}
     file = period_file(folder, t)
     file.parent.mkdir(parents=True)
     pl.DataFrame(columns).write_parquet(file, row_group_size=GROUP)
@@ -246,6 +263,8 @@ def write_rest(
         file.parent.mkdir(parents=True, exist_ok=True)
         pl.DataFrame(dict(arrays)).write_parquet(file)
     content = asdict(schema) | {"vocabularies": list(schema.vocabularies)}
+    if not schema.behaviours:
+        del content["behaviours"]  # as stores from before there were these
     (folder / "schema.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import overload
+from typing import Protocol, overload
 
 import lightning as L
 import torch
@@ -43,6 +43,24 @@ class History(Sequence[Period]):
         return self._stream._load(t % self._length)
 
 
+class Supply(Protocol):
+    """What a task adds to the rows that are trained on.
+
+    columns: of `Batch.fields`, whose values are never read as unknown.
+    """
+
+    columns: Sequence[int]
+
+    def inputs(self) -> list[object]:
+        """Return tensors and plain values that say all that it adds now, but for the draws."""
+
+    def marked(self, period: Period) -> Period:
+        """Return the period with what its rows as a whole say of each."""
+
+    def drawn(self, rows: Batch, count: int, own: slice, random: torch.Generator) -> Batch:
+        """Return a batch's rows `own` of `count` with what is drawn for each; `own` changes no draw."""
+
+
 class BatchLoader:
     """Cuts a period into batches gathered from its packed rows; a new order in every epoch.
 
@@ -51,6 +69,7 @@ class BatchLoader:
     values that a shuffled batch has replaced by 0, the unknown, so that its row is trained.
     translate: applied to the rows, whole or, where they stay on disk, part by part. Those on disk are
     shuffled in two ways: their parts, and the rows of as many parts as the buffer holds.
+    supply: what a task adds to shuffled batches, None for nothing.
     Lightning asks for `len` and iterates once an epoch. Several processes get a slice each of every
     batch, which has no rows where a batch has fewer than there are processes.
     """
@@ -62,8 +81,11 @@ class BatchLoader:
         seed: int | None = None,
         unknown_rate: float = 0.0,
         translate: Callable[[Batch], Batch] | None = None,
+        supply: Supply | None = None,
     ):
-        self.period, self.size = period, size
+        if supply is not None:
+            period = supply.marked(period)
+        self.period, self.size, self._supply = period, size, supply
         self._unknown = unknown_rate
         self._translate = translate or (lambda rows: rows)
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -97,7 +119,7 @@ class BatchLoader:
                 rest = rows.take(parts.pop())
             for where in parts:
                 own = _mine(len(where))
-                yield self._forgetful(rows.take(where[own]), len(where), own)
+                yield self._supplied(rows.take(where[own]), len(where), own)
 
     def _blocks(self) -> Iterator[Batch]:
         """Yield the rows on disk: shuffled parts, as many as the buffer holds, or whole batches in order."""
@@ -128,6 +150,16 @@ class BatchLoader:
                 yield rows.take(slice(0, whole))
             rest = rows.take(slice(whole, None)) if whole < len(rows.label) else None
 
+    def _supplied(self, rows: Batch, count: int, own: slice) -> Batch:
+        """Return a batch with some of its values unknown, and with what the task adds; as `_forgetful`."""
+        if self._supply is None or self._generator is None:
+            return self._forgetful(rows, count, own)
+        columns = list(self._supply.columns)
+        kept = rows.fields[:, columns]
+        rows = self._forgetful(rows, count, own)
+        rows.fields[:, columns] = kept
+        return self._supply.drawn(rows, count, own, self._generator)
+
     def _forgetful(self, rows: Batch, count: int, own: slice) -> Batch:
         """Return a batch of its own with some of its fields' values unknown.
 
@@ -149,7 +181,7 @@ class AlignedLoader:
     periods: as BatchLoader's. The last one is cut into the fewest batches of at most `size` rows, the
     others into as many; a period's batches are equally large but for the last one. Where a period has
     too few rows for so many, None stands for the batches that it lacks.
-    seed, translate: as BatchLoader's; every period has an order of its own.
+    seed, translate, supply: as BatchLoader's; every period has an order of its own.
     """
 
     def __init__(
@@ -158,11 +190,12 @@ class AlignedLoader:
         size: int,
         seed: int,
         translate: Callable[[Batch], Batch] | None = None,
+        supply: Supply | None = None,
     ):
         self._count = -(-len(periods[-1]) // size)
         sizes = [max(1, -(-len(period) // max(1, self._count))) for period in periods]
         self._loaders = [
-            BatchLoader(period, rows, seed + i, 0.0, translate)
+            BatchLoader(period, rows, seed + i, 0.0, translate, supply)
             for i, (period, rows) in enumerate(zip(periods, sizes, strict=True))
         ]
 
@@ -208,6 +241,7 @@ class PeriodStream(L.LightningDataModule):
         super().__init__()
         self.schema, self.roles = source.schema, list(source.roles)
         self.batch_size, self.unknown_rate = batch_size, unknown_rate
+        self.supply: Supply | None = None  # of a task that adds to what is trained on
         self.roster = Roster(source.schema) if roster is None else roster
         self._load = lru_cache(maxsize=self.warmup + 2)(source.read)
 
@@ -229,8 +263,9 @@ class PeriodStream(L.LightningDataModule):
     def loader(self, period: Period, seed: int | None = None) -> BatchLoader:
         """Return batches of the period: shuffled by `seed`, or in the rows' order for scoring."""
         rate = 0.0 if seed is None else self.unknown_rate
-        return BatchLoader(period, self.batch_size, seed, rate, self.roster.translate)
+        supply = None if seed is None else self.supply
+        return BatchLoader(period, self.batch_size, seed, rate, self.roster.translate, supply)
 
     def aligned(self, periods: Sequence[Period], seed: int) -> AlignedLoader:
         """Return tuples of the periods' batches, shuffled by `seed`; no value is read as unknown."""
-        return AlignedLoader(periods, self.batch_size, seed, self.roster.translate)
+        return AlignedLoader(periods, self.batch_size, seed, self.roster.translate, self.supply)

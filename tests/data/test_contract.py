@@ -21,6 +21,7 @@ from tests.data.test_declared import (
     tmall,
     yelp,
 )
+from tests.data.test_kuaisar import kuaisar
 
 MADE: dict[str, Callable[[Path], Source]] = {}
 """How each log is made small here: a new yaml in conf/data adds its own."""
@@ -75,6 +76,12 @@ def _adressa(folder: Path) -> Source:
     return load("adressa", f"path={folder}", f"store={folder}/store", "end=2017-01-21")
 
 
+@made("kuaisar")
+def _kuaisar(folder: Path) -> Source:
+    kuaisar(folder)
+    return load("kuaisar", f"path={folder}", f"store={folder}/store")
+
+
 NAMES = sorted({path.stem for path in (CONF / "data").glob("*.yaml")} - {"log"})
 every_log = pytest.mark.parametrize("log", NAMES, indirect=True)
 Log = tuple[str, Path, Source, list[Period]]
@@ -115,6 +122,12 @@ def test_periods_are_packed_tensors_that_fit_the_schema(log: Log) -> None:
             assert rows.lists[what].dtype == torch.int32
             assert rows.lists[what].shape == (n, field.length)
             assert rows.lists[what].max() < schema.vocabularies[field.vocabulary]
+        if schema.behaviours:
+            assert rows.outcome is not None
+            assert rows.outcome.dtype == torch.int8
+            assert rows.outcome.shape == (n, len(schema.behaviours))
+        else:
+            assert rows.outcome is None
     assert {schema.user, schema.item} <= {*schema.fields, None}
 
 
