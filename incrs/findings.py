@@ -15,6 +15,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from incrs.results import replace_text, replacing
 
@@ -77,8 +78,14 @@ def draw_updater(updater: str, rows: Iterable[Finding], path: Path) -> None:
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         across = min(3, len(shown))
         down = -(-len(shown) // across)
-        figure = Figure(figsize=(3.6 * across, 2.4 * down + 0.6), layout="constrained")
-        axes = figure.subplots(down, across, squeeze=False).ravel()
+        wide, high = 3.6 * across, 2.2 * down + 1.0
+        figure = Figure(figsize=(wide, high))
+        figure.subplots_adjust(
+            left=0.6 / wide, right=1 - 0.1 / wide, bottom=0.9 / high, top=1 - 0.6 / high
+        )
+        axes = figure.subplots(
+            down, across, squeeze=False, sharex=True, gridspec_kw={"wspace": 0.25, "hspace": 0.35}
+        ).ravel()
         handles = {}
         for axis, group in zip(axes, shown, strict=False):
             for what, points in lines[group].items():
@@ -87,16 +94,19 @@ def draw_updater(updater: str, rows: Iterable[Finding], path: Path) -> None:
                     *np.transpose(points), "o-", color=colour, markersize=3
                 )
             axis.set_title(group)
-            axis.set_xlabel("period")
             if axis.dataLim.y0 > 0 and axis.dataLim.y1 > 10 * axis.dataLim.y0:
                 axis.set_yscale("log")
+                axis.yaxis.set_minor_locator(NullLocator())
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.25)
         for axis in axes[len(shown) :]:
             axis.remove()
+        for axis in axes[max(0, len(shown) - across) : len(shown)]:
+            axis.set_xlabel("period")
+            axis.tick_params(labelbottom=True)
         of_all = f" ({len(shown)} of {len(lines)} groups)" if len(shown) < len(lines) else ""
         figure.suptitle(f"{updater}{of_all}", x=0.01, ha="left")
         labels = [what for what in names if what in handles]
-        figure.legend([handles[x] for x in labels], labels, loc="outside lower center", ncols=6)
+        figure.legend([handles[x] for x in labels], labels, loc="lower center", ncols=6)
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format="png")

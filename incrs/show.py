@@ -110,7 +110,10 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
         figure = Figure(figsize=(wide, high))
         inches = {"left": 0.6, "right": wide - 0.1, "bottom": 0.45, "top": high - 0.55}
         figure.subplots_adjust(
-            **{side: x / (wide if side in ("left", "right") else high) for side, x in inches.items()},
+            **{
+                side: x / (wide if side in ("left", "right") else high)
+                for side, x in inches.items()
+            },
             wspace=0.25,
             hspace=0.5,
         )
