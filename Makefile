@@ -23,11 +23,14 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.meta
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.queue
 
 bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.speed --smoke
 	$(BIN)/python -m benchmarks.memory --smoke
 	$(BIN)/python -m benchmarks.meta --smoke
+	$(BIN)/python -m benchmarks.report --smoke
 
 clean:
 	rm -rf .venv

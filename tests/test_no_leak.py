@@ -95,5 +95,5 @@ def test_noise_in_the_raw_log_of_later_days_changes_no_digit_before_it(
                 assert torch.equal(theirs[key][: len(value)], value)
             else:
                 assert torch.equal(theirs[key], value)
-    tables = 2 if backbone == "mf" else 3
+    tables = {"mf": 2, "ruie": 1}.get(backbone, 3)
     assert len(grown) == (tables if vocabulary == "fixed" else 0)
