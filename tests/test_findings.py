@@ -17,9 +17,9 @@ from incrs.findings import Finding
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule
 from incrs.period import Period
-from incrs.summary import update_seconds
 from incrs.results import Run
 from incrs.runner import run
+from incrs.summary import update_seconds
 from incrs.updaters.base import Fit, Updater, Weights
 from tests.conftest import SmallBackbone, SmallSource
 

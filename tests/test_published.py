@@ -161,6 +161,8 @@ def test_the_report_adds_them_to_the_runs_own_table(
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert report.main([str(tmp_path), "--published"]) == 0
     printed = capsys.readouterr().out
-    assert printed.index("kuairand-pure, star: means over") < printed.index("the papers print for kuai")
+    assert printed.index("kuairand-pure, star: means over") < printed.index(
+        "the papers print for kuai"
+    )
     assert report.main([str(tmp_path)]) == 0
     assert "papers" not in capsys.readouterr().out
