@@ -28,7 +28,7 @@ LOG = [
 ]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # one fixture for all
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +135,7 @@ def test_torchrun_starts_the_processes_of_a_sweep_together(
     first, second = run_folders(tmp_path)
     assert_same(alone["finetune"], first)
     assert_same(alone["spmf"], second)
-    assert done.stdout.count("means over seeds and test periods") == 1
+    assert done.stdout.count("One seed: pairs") == 1
 
 
 def test_a_sweep_that_would_start_processes_of_its_own_is_refused(tmp_path: Path) -> None:
