@@ -7,7 +7,7 @@ that is new counts as missed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,13 +24,12 @@ from incrs.period import Batch, Period, Stored
 from incrs.results import POOLED, Row, Run, new_and_known
 from incrs.roster import Roster
 from incrs.seeking import DRAWN, NUMBERS, SEEN, Seeker, Sought
+from incrs.updaters.base import Updater
 
 USERS = 2048
 """Rows whose items are sought at once."""
 ROUNDS = 4
 """An item that may not be drawn for a row is drawn anew so often; what is left after that is left out."""
-REFUSED = ("incctr",)
-"""Updaters that need probabilities of clicks."""
 
 
 class NextItem:
@@ -56,14 +55,14 @@ class NextItem:
             )
         self.full, self.negatives, self.cutoffs = loss == "full", negatives, sorted(cutoffs)
 
-    def check(self, schema: Schema, updaters: Iterable[str]) -> None:
+    def check(self, schema: Schema, updaters: Mapping[str, Updater]) -> None:
         """Raise Mistake where a log names no items, or an updater has no use for them."""
         if schema.item is None:
             raise Mistake(
                 "task=next_item looks for items, but the log has no data.item: name the column there, "
                 "or choose task=click"
             )
-        if refused := [name for name in updaters if name in REFUSED]:
+        if refused := [name for name, updater in updaters.items() if updater.wants_clicks]:
             raise Mistake(
                 f"updater={refused[0]} keeps probabilities of clicks, and task=next_item has none: choose "
                 "another updater, or task=click or task=ranking"

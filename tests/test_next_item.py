@@ -29,6 +29,7 @@ from incrs.results import POOLED, Row, Run, headline, title
 from incrs.roster import Roster
 from incrs.runner import run
 from incrs.seeking import DRAWN, SEEN, Seeker, full_loss, sampled_loss, standing
+from incrs.updaters.incctr import IncCTR
 from incrs.updaters.learner import large, renumbered
 from tests.conftest import CONF
 from tests.test_ranking import SCHEMA as SHOP
@@ -380,8 +381,11 @@ def test_a_dead_model_is_marked(tmp_path: Path):
         (lambda: NextItem("soft"), "task.loss=soft: give full or sampled"),
         (lambda: NextItem(negatives=0), "task.negatives=0: give a whole number from 1"),
         (lambda: NextItem(cutoffs=[5, 5]), "task.cutoffs="),
-        (lambda: NextItem().check(replace(SCHEMA, item=None), []), "no data.item"),
-        (lambda: NextItem().check(SCHEMA, ["incctr"]), "updater=incctr keeps probabilities"),
+        (lambda: NextItem().check(replace(SCHEMA, item=None), {}), "no data.item"),
+        (
+            lambda: NextItem().check(SCHEMA, {"incctr": IncCTR()}),
+            "updater=incctr keeps probabilities",
+        ),
         (lambda: NextItem("full").seeker(backbone("star"), SCHEMA), "task.loss=full is for models"),
         (
             lambda: NextItem().seeker(backbone("star"), replace(SCHEMA, of_item=None)),

@@ -43,6 +43,9 @@ class Updater(L.Callback):
     wants_previous: ClassVar[bool] = False
     """True where `penalty` asks the module for the previous model's output."""
 
+    wants_clicks: ClassVar[bool] = False
+    """True where `penalty` takes `Output.logit` for that of a click's probability."""
+
     stands_alone: ClassVar[bool] = False
     """True where another updater beside this one could have no effect."""
 

@@ -34,6 +34,7 @@ class IncCTR(Updater):
 
     wants_previous: ClassVar[bool] = True
     rests_in_warmup: ClassVar[bool] = True
+    wants_clicks: ClassVar[bool] = True
 
     def __init__(self, weight: float = 0.1, form: Literal["convex", "additive"] = "convex"):
         if not 0 <= weight <= 1:
