@@ -163,17 +163,11 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dashboard.within(20, wandb.teardown)
 
 
-def service() -> int:
+def service() -> subprocess.Popen[bytes]:
     """Return the process that wandb talks to."""
-    mine = os.getpid()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            number, name, rest = status.read_text().replace(")", "(").split("(")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        state, parent = rest.split()[:2]
-        if name == "wandb-core" and int(parent) == mine and state != "Z":
-            return int(number)
+    for one in gc.get_objects():
+        if type(one) is subprocess.Popen and "wandb-core" in str(one.args) and one.poll() is None:
+            return one
     raise AssertionError("there is no wandb-core")
 
 
@@ -304,7 +298,6 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hanging"])
 def test_a_service_that_is_gone_is_said_once_and_the_next_run_is_logged(
     number: signal.Signals,
@@ -316,7 +309,7 @@ def test_a_service_that_is_gone_is_said_once_and_the_next_run_is_logged(
     watcher = Wandb(str(folder), mode="offline", timeout=1)
     tell(watcher, folder, (6,))
     process = service()
-    os.kill(process, number)
+    process.send_signal(number)
     time.sleep(0.2)
     began = time.monotonic()
     before = states()
@@ -329,7 +322,7 @@ def test_a_service_that_is_gone_is_said_once_and_the_next_run_is_logged(
     assert f"wandb sync {folder}" in sentence
 
     if number == signal.SIGSTOP:
-        os.kill(process, signal.SIGKILL)
+        process.kill()
     other = open_folder(tmp_path / "next")
     watcher = Wandb(str(other), mode="offline")
     tell(watcher, other, (6,))
@@ -337,7 +330,7 @@ def test_a_service_that_is_gone_is_said_once_and_the_next_run_is_logged(
     assert logs(other)[0].exits == [0]
     assert len(warnings_of(caplog)) == 1
     assert capfd.readouterr().err == ""
-    gc.collect()  # wandb never waits for a service it lost, and Popen warns of that
+    process.wait(20)  # wandb never waits for a service it lost, and Popen warns of that
 
 
 def test_an_error_out_of_wandb_is_said_once_and_the_run_is_still_finished(
