@@ -1,12 +1,14 @@
-"""Compares updaters on one log as a careful user would: settings on tune periods, then seeds, then a table.
+"""Compares methods on one log as a careful user would: settings on tune periods, then seeds, then a table.
 
     python -m benchmarks.compare kuairand31 data.path=/logs/KuaiRand-Pure
     python -m benchmarks.compare drift        the synthetic log, one kind of change turned up at a time
+    python -m benchmarks.compare next_item data.path=/logs/KuaiRand-Pure     backbones, next items
 
-Every method, fine-tuning first, chooses among the settings of its grid by the mean over tune periods
-with seed 0 and `data.test=0`, so that no choice can look at the test. Methods other than fine-tuning
-start from the learning rate and epochs that fine-tuning chose. Then the seeds run, and the table pairs
-each method with fine-tuning over seed and test period. What is finished already is not run again.
+Every method, the study's first one before the others, chooses among the settings of its grid by the mean
+over tune periods with seed 0 and `data.test=0`, so that no choice can look at the test. The others start
+from what the first one chose, such as a learning rate, unless their own grid has it. Then the seeds run,
+and the table pairs each method with the first over seed and test period. What is finished already is not
+run again.
 """
 
 from __future__ import annotations
@@ -41,11 +43,14 @@ class Method(NamedTuple):
 
 
 class Study(NamedTuple):
-    """One log, task and backbone, and what is compared on it.  metric: what settings are chosen by."""
+    """One log and task, and what is compared on it, the first of `methods` with every other.
+
+    metrics: what the table has, `auc`, or `auc/4` of scenario 4 alone; settings are chosen by the first.
+    """
 
     fixed: Sequence[str]
     seeds: int
-    metric: str
+    metrics: Sequence[str]
     methods: Mapping[str, Method]
 
 
@@ -114,6 +119,7 @@ ALL = {
     "full retraining": window("all"),
     "asmg full": asmg("full"),
 }
+CLICKS = ["auc", "logloss"]
 PERIODS = ["data.period=count", "data.period_count=31", "data.pretrain=10", "data.tune=13"]
 
 
@@ -133,7 +139,7 @@ def by_day(model: str) -> Study:
             "batch_size=500",
         ],
         3,
-        "auc",
+        CLICKS,
         {
             BASELINE: ALL[BASELINE],
             "incmsr": INCMSR,
@@ -154,8 +160,103 @@ def drift(setting: str, level: str) -> Study:
         + [f"{key}={value}" for key, value in off.items()]
         + ["model=embedding_mlp", "batch_size=256"],
         5,
-        "auc",
+        CLICKS,
         {name: ALL[name] for name in names},
+    )
+
+
+DAYS = ["data=kuairand", "data.start=2022-04-25", "data.end=2022-05-08"]
+NEXT_ITEMS = [
+    *DAYS,
+    "data.filters=[{sample:user_id,n:4000}]",
+    *[f"data.{columns}=[]" for columns in ("categorical", "time_fields", "numeric", "joins")],
+    "~data.multivalued.tag",
+    "data.history=20",
+    "data.history_events=true",
+    "data.behaviours=[is_click,is_follow,is_like,is_forward]",
+    "data.pretrain=10",
+    "data.tune=1",
+    "data.test=3",
+    "task=next_item",
+    "task.negatives=20",
+    "updater=finetune",
+    "batch_size=256",
+    "warmup_epochs=10",
+]
+"""Ids alone, as RUIE's log has them, of 4,000 users; the tuned day is the last before the test."""
+
+
+def backbone(name: str, *settings: str) -> Method:
+    """Return a backbone, which chooses its learning rate."""
+    rates = {"optimizer.lr": ["0.001", "0.003", "0.01"]}
+    return Method([f"model={name}", *settings], rates)
+
+
+BACKBONES = {
+    "sasrec": backbone("sasrec"),
+    "ruie": backbone("ruie"),
+    "gru4rec": backbone("gru4rec"),
+    "caser": backbone("caser"),
+    "nextitnet": backbone("nextitnet"),
+    "mf": backbone("mf"),
+    "din": backbone("din"),
+    "star": backbone("star"),
+    "pepnet": backbone("pepnet"),
+    "shared_bottom": backbone("shared_bottom"),
+    "dnn": backbone("dnn", "model.hidden=[128,64]"),
+    "deepfm": backbone("deepfm", "model.hidden=[128,64]"),
+    "dcn": backbone("dcn"),
+    "mmoe": backbone("mmoe"),
+    "hmoe": backbone("hmoe"),
+    "ple": backbone("ple"),
+}
+TABS = {"0_4": ["0", "4"], "tabs": ["0", "1", "2", "4"]}
+
+
+def selection(scenarios: Sequence[str], model: str) -> Study:
+    """Return the comparison of selectors with a backbone on scenarios of KuaiRand.
+
+    `alone 4`: the backbone without a selector on the rows of scenario 4 alone.
+    """
+    rates = {"optimizer.lr": ["0.0003", "0.001"], "warmup_epochs": ["1", "2"]}
+    methods = {
+        "none": Method(["selector=none"], rates),
+        "multifs": selector("multifs", sparsity="1e-5 1e-4", shared_sparsity="1e-5 1e-4"),
+    }
+    if model == "dnn":
+        methods |= {
+            "optfs": selector("optfs", sparsity="3e-6 1e-5 3e-5 1e-4"),
+            "autofield": selector("autofield", keep="0.5 0.7 0.8 0.9"),
+            "lpfs": selector("lpfs", sparsity="1e-4 3e-4 1e-3 3e-3"),
+            "optembed": selector("optembed", alpha="1e-4 3e-4 1e-3 3e-3"),
+            "cfs": selector("cfs", patience="5 10"),
+            **{
+                f"alone {one}": Method(["selector=none", f"data.scenarios=[{one}]"], rates)
+                for one in scenarios
+            },
+        }
+    own = [] if model == "dcn" else ["model.hidden=[256,128,64]"]
+    days = ["data.pretrain=7", "data.tune=3", "data.test=4"]
+    return Study(
+        [
+            *DAYS,
+            f"data.scenarios=[{','.join(scenarios)}]",
+            *days,
+            f"model={model}",
+            *own,
+            "updater=finetune",
+            "batch_size=500",
+        ],
+        3,
+        ["auc", *(f"auc/{one}" for one in scenarios), "logloss"],
+        methods,
+    )
+
+
+def selector(name: str, **grid: str) -> Method:
+    """Return a selector with the values of its settings that it chooses from."""
+    return Method(
+        [f"selector={name}"], {f"selector.{key}": values.split() for key, values in grid.items()}
     )
 
 
@@ -172,7 +273,7 @@ def level_of(setting: str, level: str) -> str:
 STUDIES = {
     **{level_of(*one): drift(*one) for one in TURNED},
     "kuairand31": Study(
-        ["data=kuairand", *PERIODS, "model=embedding_mlp", "batch_size=256"], 5, "auc", ALL
+        ["data=kuairand", *PERIODS, "model=embedding_mlp", "batch_size=256"], 5, CLICKS, ALL
     ),
     "ranking": Study(
         [
@@ -186,7 +287,7 @@ STUDIES = {
             "data.negatives=1",
         ],
         5,
-        "recall_20",
+        ["recall_20", "ndcg_20"],
         {
             BASELINE: Method(
                 ["updater=finetune"], {"optimizer.lr": ["0.001", "0.01"], "epochs": ["1", "5"]}
@@ -199,10 +300,16 @@ STUDIES = {
             "sml direct": SML_DIRECT,
         },
     ),
+    "next_item": Study(NEXT_ITEMS, 3, ["hr_20", "hr_5"], BACKBONES),
+    **{
+        f"{model}_{name}": selection(scenarios, model)
+        for model in ("dnn", "deepfm", "dcn")
+        for name, scenarios in TABS.items()
+    },
     "days_shared_bottom": by_day("shared_bottom"),
     "days_star": by_day("star"),
     "movielens31": Study(
-        ["data=movielens", *PERIODS, "model=embedding_mlp", "batch_size=256"], 5, "auc", ALL
+        ["data=movielens", *PERIODS, "model=embedding_mlp", "batch_size=256"], 5, CLICKS, ALL
     ),
 }
 
@@ -238,13 +345,24 @@ def train(where: Path, settings: Sequence[str], expected: int) -> list[Path]:
 
 
 def values(run: Path, role: str, metric: str) -> dict[tuple[int, int], float]:
-    """Return a run's pooled metric by (seed, period)."""
+    """Return a run's metric by (seed, period), pooled or, as `auc/4`, of a scenario."""
+    metric, _, scenario = metric.partition("/")
     return {
         (row.seed, row.period): row.value
         for row in results.read(run / results.FILE)
-        if (row.role, row.scenario, row.metric) == (role, results.POOLED, metric)
+        if (row.role, row.scenario, row.metric) == (role, scenario or results.POOLED, metric)
         and row.value is not None
     }
+
+
+def seconds(run: Path) -> tuple[float, list[float]]:
+    """Return the seconds of an epoch of the warm-up, a selector's search too, and of each later period."""
+    record = json.loads((run / "run.json").read_text())
+    first, *later = record["timings"]
+    config = record["config"]
+    epochs = config["warmup_epochs"] + config.get("selector", {}).get("epochs", 0)
+    each = [one["fit_seconds"] + one.get("learn_next_seconds", 0) for one in later]
+    return first["fit_seconds"] / epochs, each
 
 
 def paired(
@@ -268,7 +386,7 @@ def choose(where: Path, study: Study, method: Method, base: Sequence[str]) -> li
     for run in runs:
         given = json.loads((run / "run.json").read_text())["overrides"]
         own = [one for one in given if one.split("=")[0] in method.grid]
-        scored.append((float(np.mean(list(values(run, "tune", study.metric).values()))), own))
+        scored.append((float(np.mean(list(values(run, "tune", study.metrics[0]).values()))), own))
     (where / "chosen.json").write_text(json.dumps(sorted(scored, reverse=True), indent=1))
     return max(scored)[1]
 
@@ -294,7 +412,7 @@ def run_method(out: Path, study: Study, name: str, base: Sequence[str]) -> list[
 
 def table(out: Path, study: Study) -> list[str]:
     """Return the Markdown table of what is finished."""
-    metrics = ["auc", "logloss"] if study.metric == "auc" else [study.metric, "ndcg_20"]
+    baseline = next(iter(study.methods))
     found = []
     rivals: dict[str, dict[tuple[int, int], float]] = {}
     for name in study.methods:
@@ -303,26 +421,28 @@ def table(out: Path, study: Study) -> list[str]:
         if len(runs) < study.seeds:
             continue
         got = {
-            m: {k: v for run in runs for k, v in values(run, "test", m).items()} for m in metrics
+            m: {k: v for run in runs for k, v in values(run, "test", m).items()}
+            for m in study.metrics
         }
         rivals = rivals or got
         cells = [name]
-        for metric in metrics:
-            cells.append(f"{np.mean(list(got[metric].values())):.4f}")
-            gap = paired(got[metric], rivals[metric]) if name != BASELINE else None
-            cells.append(f"{gap[0]:+.4f} ± {gap[1]:.4f}" if gap else "-")
-        seconds = []
-        for run in runs:
-            timings = json.loads((run / "run.json").read_text())["timings"][1:]
-            seconds += [one["fit_seconds"] + one.get("learn_next_seconds", 0) for one in timings]
-        cells.append(f"{np.median(seconds):.2f}")
+        for metric in study.metrics:
+            some, digits = list(got[metric].values()), 2 if metric.startswith("hr") else 4
+            cells.append(f"{np.mean(some):.{digits}f}" if some else "-")
+            gap = paired(got[metric], rivals[metric]) if name != baseline else None
+            cells.append(f"{gap[0]:+.{digits}f} ± {gap[1]:.{digits}f}" if gap else "-")
+        spent = [seconds(run) for run in runs]
+        cells.append(f"{np.median([epoch for epoch, _ in spent]):.2f}")
+        cells.append(f"{np.median([one for _, later in spent for one in later]):.2f}")
         settings = json.loads((where / "tune" / "chosen.json").read_text())[0][1]
-        cells.append(" ".join(re.sub(r"^(updater\.\w+|optimizer)\.", "", one) for one in settings))
+        cells.append(
+            " ".join(re.sub(r"^(updater\.\w+|optimizer|selector)\.", "", one) for one in settings)
+        )
         found.append(cells)
     heads = ["method"]
-    for metric in metrics:
-        heads += [metric, f"minus {BASELINE} (95%)"]
-    heads += ["s/period", "chosen"]
+    for metric in study.metrics:
+        heads += [metric, f"minus {baseline} (95%)"]
+    heads += ["s/epoch", "s/period", "chosen"]
     rule = ["---"] + ["---:"] * (len(heads) - 2) + ["---"]
     return ["| " + " | ".join(row) + " |" for row in [heads, rule, *found]]
 
@@ -397,9 +517,9 @@ def main() -> None:
         study = STUDIES[name]
         study = study._replace(fixed=[*study.fixed, *given.settings])
         out = given.out / name
-        base = run_method(out, study, BASELINE, [])
-        wanted = given.only or list(study.methods)
-        others = [one for one in study.methods if one != BASELINE and one in wanted]
+        first, *rest = study.methods
+        base = run_method(out, study, first, [])
+        others = [one for one in rest if one in (given.only or rest)]
         with ThreadPoolExecutor(given.jobs) as pool:
             list(pool.map(partial(run_method, out, study, base=base), others))
         print(f"\n{name}\n\n" + "\n".join(table(out, study)))
