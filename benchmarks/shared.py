@@ -8,9 +8,9 @@ Sweeps: {finetune, batch, incctr, incmsr} by 5 seeds, and asmg's k = 1..6 by hid
 Each is run three times: with share=false, sharing from an empty shelf, and sharing once more. All files
 of the runs but run.json must be equal, byte for byte. The time of the second is compared to that of the
 distinct work alone: every phase once, and what no two runs share, as each run's own record has it:
-scoring, and what updaters learn from the next period; what it takes to begin a run, to generate what it
-serves, to write and to draw is left out of that. The second ratio leaves it in: it is to the first sweep
-less the phases that the second did not compute again. Runs of both sorts take turns on one machine, so
+scoring, what updaters make of the weights to serve them, and what they learn from the next period; what
+it takes to begin a run, to write and to draw is left out of that. The second ratio leaves it in: it is to
+the first sweep less the phases that the second did not compute again. Runs of both sorts take turns on one machine, so
 what else it does is in all of the figures.
 """
 
@@ -91,9 +91,10 @@ def different(ours: Done, theirs: Done) -> list[str]:
 
 def distinct(done: Done) -> float:
     """Return the seconds of a sweep's distinct work: each phase once, and all that no runs share."""
-    phases = {one["phase"]: one["fit_seconds"] for one in done.timings if not one["shared"]}
-    rest = sum(one["score_seconds"] + one["learn_next_seconds"] for one in done.timings)
-    return sum(phases.values()) + rest
+    found = sum(one["score_seconds"] + one["learn_next_seconds"] for one in done.timings)
+    for one in done.timings:
+        found += one["fit_seconds"] - one["shared"] * one["phase_seconds"]
+    return found
 
 
 def compare(name: str, settings: Sequence[str], where: Path, others: Sequence[str]) -> None:
@@ -116,7 +117,7 @@ def compare(name: str, settings: Sequence[str], where: Path, others: Sequence[st
         flush=True,
     )
     alone = sweep(where / name / "alone", [*arguments, "share=false"])
-    spared = sum(one["fit_seconds"] for one in sharing.timings if one["shared"])
+    spared = sum(one["phase_seconds"] for one in sharing.timings if one["shared"])
     print(
         f"  without sharing {alone.seconds:.1f} s, {alone.seconds / sharing.seconds:.2f} times as long; "
         f"that less the phases that were shared {alone.seconds - spared:.1f} s "

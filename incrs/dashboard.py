@@ -34,8 +34,8 @@ class Timing(NamedTuple):
     period, name: the period trained on.  scored: the name of the one scored, empty until there is one.
     fit_seconds, score_seconds, learn_next_seconds: wall clock, the last of what updaters learnt from
     the period scored.  rows_trained: summed over epochs.  rows_scored: rows.
-    phase: the key of the training, empty where none is shared.  shared: whether another run did it:
-    then fit_seconds is what it took there.
+    phase: the key of the training, empty where none is shared.  shared: whether another run did it.
+    phase_seconds: of fit_seconds, what the training took where it was done.
     """
 
     period: int
@@ -48,6 +48,7 @@ class Timing(NamedTuple):
     learn_next_seconds: float = 0.0
     phase: str = ""
     shared: bool = False
+    phase_seconds: float = 0.0
 
 
 class Watcher:

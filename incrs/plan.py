@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from incrs.data.base import Source
 from incrs.door import made, maker
 from incrs.errors import Mistake
+from incrs.labels import SHARING
 from incrs.period import Role
+from incrs.record import without_secret
 from incrs.results import replace_text
 from incrs.runner import make_trainer
 from incrs.search import Choice, Range, flat, read
-from incrs.train import SHARING, without_secret
 
 OWN = ("search", "trials", "metric", "pruner", "sampler", "resume")
 """The settings that no run has."""

@@ -302,6 +302,7 @@ def run(
                 rows_trained=trained,
                 phase=phase.key,
                 shared=phase.shared,
+                phase_seconds=phase.seconds,
             )
             for watcher in watchers:
                 watcher.period_learnt(losses, timing)

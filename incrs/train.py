@@ -8,17 +8,15 @@ python -m incrs.train resume=multirun/2026-01-31/10-00-00 go on where a run stop
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import logging
 import platform
-import re
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,38 +32,26 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from incrs import console, findings, report, selection, show
 from incrs.dashboard import Watcher
-from incrs.data.base import Schema, Source
+from incrs.data.base import Source
 from incrs.data.stream import PeriodStream
 from incrs.door import CONF, FIRST, enter, made, maker
-from incrs.environment import code, machine
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
-from incrs.kept import Kept
-from incrs.labels import ELSEWHERE, SHARING
 from incrs.launchers.standing import is_finished
 from incrs.models.base import Backbone, SequenceBackbone
 from incrs.module import ScenarioModule
 from incrs.next_item import NextItem, Positives, Seeking, Supply
-from incrs.phases import Phases
-from incrs.phases import digest as digest_of
 from incrs.ranking import Clicks, Ranking
+from incrs.record import digest, without_secret, without_secrets
 from incrs.results import Run
 from incrs.roster import Roster
-from incrs.runner import TrainerMaker, make_trainer, run, seed_of
+from incrs.runner import make_trainer, run, seed_of
 from incrs.selection import Selection
 from incrs.selectors.base import Selector
 from incrs.selectors.search import open_gates
-from incrs.shelf import Shelf
+from incrs.sharing import counted, shared, totals
 from incrs.signals import Interrupted
 from incrs.updaters.base import Updater, check
-
-APART = SHARING | {
-    *("data", "updater", "task", "logger", "experiment", "resume"),
-    *("seed", "epochs", "warmup_epochs", "incremental_lr"),
-}
-"""Settings that no fit depends on, or that `Phases` sees in what goes into one."""
-
-SECRET = re.compile(r"api_?key|token|secret|password", re.IGNORECASE)
 
 
 def main(config: DictConfig) -> None:
@@ -309,48 +295,6 @@ def execute(
     console.line(f"everything is in {folder.path}")
 
 
-def shared(
-    folder: RunFolder,
-    record: Mapping[str, Any],
-    schema: Schema,
-    trainer: TrainerMaker,
-    by_task: bool = False,
-) -> tuple[Phases | None, Kept | None]:
-    """Return what this run can take from others and leave to others, None where that is not asked for.
-
-    by_task: whether training depends on the task.
-    """
-    config, ours = record["config"], make_trainer(trainer, [], 1)
-    if not config.get("share") or ours.world_size > 1:
-        return None, None
-    shelf = Shelf(Path(config["share_path"]).expanduser(), config["share_gib"])
-    device = ours.strategy.root_device
-    meaning = {
-        "settings": {
-            k: v for k, v in config.items() if k not in APART or (by_task and k == "task")
-        },
-        "schema": asdict(schema) | {"vocabularies": list(schema.vocabularies)},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-    everything = [meaning, essence(config), config["logger"], record["about"], record["data"]]
-    key = digest_of([everything, code(), machine()])
-    return Phases(shelf, meaning, config["updater"]), Kept(shelf, key, folder)
-
-
-def counted(timings: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many of a run's phases were computed and how many were shared."""
-    phases = [one for one in timings if one.get("phase")]
-    taken = sum(one["shared"] for one in phases)
-    return {"computed": len(phases) - taken, "shared": taken}
-
-
-def totals(folders: Sequence[Path]) -> str | None:
-    """Return a line about the phases of several runs, None where none are shared."""
-    found = [one for one in (RunFolder(f).record.get("phases") for f in folders) if one]
-    computed, taken = (sum(one[what] for one in found) for what in ("computed", "shared"))
-    return f"{computed} phases computed, {taken} shared" if found else None
-
-
 def check_processes(trainer: L.Trainer) -> None:
     """Raise Mistake where several processes would not train as one."""
     if trainer.world_size == 1:
@@ -369,35 +313,6 @@ def check_processes(trainer: L.Trainer) -> None:
             "started together, or each would train another configuration: start the command by "
             "torchrun or a launcher that starts every process, or leave out -m"
         )
-
-
-def essence(node: Any) -> Any:
-    """Return a configuration without what says where and how it is computed."""
-    if isinstance(node, Mapping):
-        return {k: essence(v) for k, v in node.items() if k not in ELSEWHERE}
-    return node
-
-
-def digest(config: Mapping[Any, Any]) -> str:
-    """Return 8 hexadecimal digits that name what a configuration computes, seed aside."""
-    text = json.dumps(essence(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def without_secrets(node: Any) -> Any:
-    """Return a configuration with the values of keys, tokens and passwords masked."""
-    if isinstance(node, Mapping):
-        return {
-            k: "***" if SECRET.search(str(k)) and isinstance(v, str) else without_secrets(v)
-            for k, v in node.items()
-        }
-    return [without_secrets(item) for item in node] if isinstance(node, list) else node
-
-
-def without_secret(override: str) -> str:
-    """Return `key=value` with the value masked where the key is that of a secret."""
-    key, equals, _ = override.partition("=")
-    return f"{key}=***" if equals and SECRET.search(key) else override
 
 
 def sum_up(sweep: Path) -> None:

@@ -34,10 +34,11 @@ from incrs.folder import RunFolder
 from incrs.found import draw, show, write
 from incrs.judge import Judge, NoSuchMetric, Stopped
 from incrs.plan import OWN, Plan, composed, groups_of, has, key_of, of_run, planned
+from incrs.record import without_secret
 from incrs.results import title
 from incrs.search import Choice, Range, rounded, shown
 from incrs.signals import Interrupted, uninterrupted
-from incrs.train import begin, execute, quiet, without_secret
+from incrs.train import begin, execute, quiet
 
 if TYPE_CHECKING:
     import optuna

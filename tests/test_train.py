@@ -291,7 +291,7 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_secrets_are_in_no_record() -> None:
-    from incrs.train import without_secret, without_secrets
+    from incrs.record import without_secret, without_secrets
 
     config = {
         "logger": {"wandb": {"api_key": "abc", "project": "p"}},
