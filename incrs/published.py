@@ -4,8 +4,8 @@
     published(data="kuairand", metric="auc", model="star")
 
 `published.csv`: paper,table,data,model,updater,metric,scenario,period,value, one row per printed
-number of every table that compares methods, with the digits printed; percent are fractions, and
-columns of relative gains are left out.
+number of every table that compares methods, with the digits printed; percent are fractions, but for
+hr_K, which is percent in results.csv, too; columns of relative gains are left out.
 
 paper     asmg (Peng et al., RecSys 2021), sml (Zhang et al., SIGIR 2020), multifs (WSDM 2024, its poster's
           one table, here 1), incmsr (Zhang et al., WSDM 2024), ruie (Feng et al., CIKM 2025).
@@ -15,7 +15,8 @@ model     A name of `conf/model`, else the paper's; what follows a hyphen tells 
 updater   A name of `conf/updater`, with the variant after a hyphen: finetune (IU, Fine-tune), batch-7
           (BU-7), batch-all (Full-retrain), asmg-multi, incmsr-wo-t. frozen is IncMSR's Batch-i,
           the warm-up's model i days later. once: trained once on a log without periods.
-metric    auc, logloss, recall_5, ndcg_20, ...; auc_std and logloss_std over a paper's repeated runs;
+metric    auc, logloss, recall_5, ndcg_20, ...; hr_5, ... for what RUIE calls NDCG and what behaves as a hit
+          rate; auc_std and logloss_std over a paper's repeated runs;
           minutes and seconds of an update.
 scenario  `all` where rows are pooled, else the log's name of the scenario.
 period    Empty for a mean over the test periods, else the paper's number: IncMSR's Batch-0 to Batch-6
@@ -43,7 +44,7 @@ NOTES = {
     "scored on rows of the day it learnt from, not of the next; incctr in its Table 4 is plain fine-tuning.",
     "multifs": "The poster does not name the two columns of a log: taken as nl, fr and es, us, as the base "
     "rates of clicks order them.",
-    "ruie": "What it calls NDCG behaves like a hit rate: compare it with recall.",
+    "ruie": "What it calls NDCG behaves like a hit rate, and stands here as one.",
 }
 """What a reader must know of a paper's figures before comparing."""
 
