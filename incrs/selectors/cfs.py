@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from incrs import together
-from incrs.errors import Mistake
 from incrs.period import Batch
 from incrs.selectors.base import Selector, Values, everywhere, whole
 
@@ -55,6 +54,20 @@ def forward_selection(
     return best[1]
 
 
+def of_all(rows: Tensor) -> Tensor:
+    """Return the rows (B, C) of a step in all processes, in the batch's order."""
+    if together.alone():
+        return rows
+    counts = rows.new_zeros(together.processes())
+    counts[together.rank()] = len(rows)
+    (counts,) = together.summed(counts)
+    start = int(counts[: together.rank()].sum())
+    whole = rows.new_zeros(int(counts.sum()), rows.shape[1])
+    whole[start : start + len(rows)] = rows
+    (whole,) = together.summed(whole)
+    return whole
+
+
 class CFS(Selector):
     """Keeps the columns of the greatest merit, the same in all scenarios, by counting alone.
 
@@ -74,8 +87,6 @@ class CFS(Selector):
 
     def begin(self, values: Values) -> None:
         """Start with no row seen."""
-        if not together.alone():
-            raise Mistake("selector=cfs counts in one process: set trainer.devices=1")
         self._values = (values,)
         self._seen: list[Tensor] = []
 
@@ -89,9 +100,8 @@ class CFS(Selector):
             (values,) = self._values
             lists = [batch.lists[name][:, :1] for name in values.columns[values.fields :]]
             label = batch.label[:, None].int()
-            self._seen.append(
-                torch.cat([batch.fields.int(), *(x.int() for x in lists), label], 1).cpu()
-            )
+            columns = [batch.fields.int(), *(x.int() for x in lists), label]
+            self._seen.append(of_all(torch.cat(columns, 1)).cpu())
 
     def fixed(self) -> Tensor:
         """Return the values of the columns of the greatest merit."""

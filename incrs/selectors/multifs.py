@@ -31,7 +31,10 @@ def soft(continuous: Tensor, tau: float, scale: float) -> Tensor:
 
 
 class Sign(torch.autograd.Function):
-    """The sign going forward; going back, the gradient itself, cut to [-1, 1]."""
+    """The sign going forward; going back, the gradient itself, cut to [-1, 1].
+
+    Among W processes a loss is W times its share, and so is its gradient, which is cut to [-W, W].
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -41,7 +44,8 @@ class Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> Tensor:
         """Return the gradient of x."""
-        return gradient[0].clamp(-1, 1)
+        bound = together.processes()
+        return gradient[0].clamp(-bound, bound)
 
 
 def opened(shared: Tensor, threshold: Tensor) -> Tensor:

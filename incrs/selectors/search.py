@@ -68,6 +68,7 @@ class Search(L.LightningModule):
         self._gates = f"{names.pop()}."
         self.rewound: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []
+        self._idle = False  # whether the gates have nothing to learn from in this step
 
     def on_train_epoch_start(self) -> None:
         """Keep the weights that training starts again from."""
@@ -90,16 +91,23 @@ class Search(L.LightningModule):
         else:
             loss = torch.zeros((), device=self.device)
             for part, learns in zip(batch, ("gates", "weights"), strict=True):
-                if part is not None:
-                    ours = {
-                        name: x
-                        if name.startswith(self._gates) == (learns == "gates")
-                        else x.detach()
-                        for name, x in self.backbone.named_parameters()
-                    }
-                    loss = loss + self._loss(part, ours, learns == "gates")
+                if part is None:  # several processes average what every parameter has
+                    loss = loss + sum(0 * x.sum() for x in self.selector.parameters())
+                    continue
+                ours = {
+                    name: x if name.startswith(self._gates) == (learns == "gates") else x.detach()
+                    for name, x in self.backbone.named_parameters()
+                }
+                loss = loss + self._loss(part, ours, learns == "gates")
+            self._idle = batch[0] is None
         self.losses.append(loss.detach())
         return loss if together.alone() else together.processes() * loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave the gates where they are in a step that had no rows for them to learn from."""
+        if self._idle:
+            for gate in self.selector.parameters():
+                gate.grad = None
 
     def _loss(self, batch: Batch, weights: Mapping[str, Tensor], gates: bool) -> Tensor:
         def score(rows: Batch) -> Output:

@@ -11,7 +11,6 @@ from incrs import states
 from incrs.errors import Mistake
 from incrs.models.base import Backbone
 from incrs.models.gates import gates_of, through_shared
-from incrs.models.mf import MF
 from incrs.selection import (
     Kept,
     Selection,
@@ -27,9 +26,9 @@ from incrs.selection import (
 )
 from incrs.selectors.search import open_gates
 from tests.conftest import SCHEMA, SmallBackbone, SmallSource
-from tests.selectors.toy import backbone_of, module_of, selector
+from tests.selectors.toy import GATED, PAST_GATES, backbone_of, module_of, selector
 
-MODELS = ("dcn", "deepfm", "embedding_mlp", "nested", "ple", "shared_bottom", "star")
+MODELS = (*GATED, "nested")
 IDS = {name: torch.arange(size) for name, size in SCHEMA.vocabularies.items()}
 
 
@@ -65,6 +64,10 @@ def test_open_everywhere_is_the_plain_backbone_to_the_last_digit(model: str) -> 
     plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
     batch = rows()
     assert torch.equal(with_gates(batch).logit, plain(batch).logit)
+    for one in (with_gates.train(), plain.train()):
+        one.loss(batch, one(batch)).backward()
+    slopes = dict(with_gates.named_parameters())
+    assert all(torch.equal(slopes[name].grad, w.grad) for name, w in plain.named_parameters())
     with through_shared(gates_of(with_gates)):
         assert torch.equal(with_gates(batch).logit, plain(batch).logit)
 
@@ -126,8 +129,9 @@ def test_numbers_and_the_scenario_are_not_gated() -> None:
     assert x[:, 17:].any(1).all()
 
 
-@pytest.mark.parametrize("backbone", [SmallBackbone(), MF(SCHEMA, 0, 4)], ids=["past", "mf"])
-def test_a_backbone_that_reads_its_tables_past_the_gates_is_refused(backbone: Backbone) -> None:
+@pytest.mark.parametrize("model", ["past", *PAST_GATES])
+def test_a_backbone_that_reads_its_tables_past_the_gates_is_refused(model: str) -> None:
+    backbone = SmallBackbone() if model == "past" else backbone_of(model)
     with pytest.raises(Mistake, match="model=small does not read every id through"):
         open_gates(backbone, SCHEMA, "small")
 

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from incrs.errors import Mistake
 from incrs.models.base import Output
 from incrs.models.gates import gates_of
-from incrs.selection import values_of
+from incrs.selection import put, values_of
 from incrs.selectors.base import Values
 from incrs.selectors.multifs import MultiFS, Sign, decomposed, final, opened, soft, temperature
 from incrs.selectors.search import Search, gated, open_gates
 from tests.conftest import SCHEMA, SmallSource
-from tests.selectors.toy import backbone_of
+from tests.models.toy import doubled, numpy_weights, roughen
+from tests.selectors.toy import backbone_of, module_of
 
 S, N = 3, 40
 
@@ -90,6 +91,33 @@ def test_the_straight_through_gradient_is_the_gradient_itself_cut_to_one() -> No
     assert threshold.grad.item() == -1
 
 
+@pytest.mark.parametrize("tau", [1.0, 10.0])
+def test_gradients_of_the_gates_by_numpy(tau: float) -> None:
+    selector, scale = searching(), 1 / sigmoid(0.5)
+    selector.tau = tau
+    random = np.random.default_rng(0)
+    places, scenario = random.integers(0, N, (30, 2)), np.arange(30) % (S + 1)
+    upstream = random.normal(0, 3, (30, 2))  # many are cut
+    found = selector(torch.from_numpy(places), torch.from_numpy(scenario))
+    (found * torch.from_numpy(upstream)).sum().backward()
+    w = selector.gates.detach().numpy()
+    gate, slope = scale * sigmoid(tau * w), scale * tau * sigmoid(tau * w) * sigmoid(-tau * w)
+    expected, threshold = np.zeros_like(w), 0.0
+    for i in range(30):
+        for v, u in zip(places[i], upstream[i], strict=True):
+            k, cut = scenario[i], 0.0
+            if k == S:
+                expected[v, S] += u * slope[v, S]
+            elif gate[v, S] > 0.95:
+                cut = np.clip(u * (gate[v, S] - gate[v, k]), -1, 1)
+                expected[v, S] += (u + cut) * slope[v, S]
+            else:
+                expected[v, k] += u * slope[v, k]
+            threshold -= cut
+    np.testing.assert_allclose(selector.gates.grad.numpy(), expected, rtol=1e-6, atol=1e-9)
+    assert float(selector.threshold.grad) == pytest.approx(threshold, rel=1e-6)
+
+
 def batch_of(count: int = 12):
     rows = SmallSource().read(0).rows.take(slice(0, count))
     return rows._replace(scenario=torch.tensor([0] * 7 + [1] * 3 + [2] * 2)[:count])
@@ -158,6 +186,92 @@ def test_the_loss_of_a_step_is_all_four_together() -> None:
     expected = own + shared + selector.penalty(batch)
     torch.testing.assert_close(found, expected)
     assert not torch.equal(shared, selector.shared_weight * own)
+
+
+def logits_by_numpy(weights: dict, masks: np.ndarray, batch, scenario: np.ndarray) -> np.ndarray:
+    """Return what an EmbeddingMLP says of rows whose values count masks (n, S + 1) times.
+
+    scenario: (B, 2) the column of the masks that a row goes by, and whose embedding it has.
+    """
+    x, at = [], 0
+    for j, vocabulary in enumerate(SCHEMA.fields.values()):
+        ids = batch.fields[:, j].numpy()
+        gate = masks[at + ids, scenario[:, 0]]
+        x.append(weights[f"embedding.tables.{vocabulary}"][ids] * gate[:, None])
+        at += SCHEMA.vocabularies[vocabulary]
+    for name, field in SCHEMA.lists.items():
+        ids = batch.lists[name].numpy()
+        gate = masks[at + ids, scenario[:, :1]] * (ids > 0)
+        rows = weights[f"embedding.tables.{field.vocabulary}"][ids] * gate[:, :, None]
+        x.append(rows.sum(1) / ((ids > 0).sum(1, keepdims=True) + 1e-8))
+        at += SCHEMA.vocabularies[field.vocabulary]
+    x += [batch.numbers.numpy(), weights["embedding.scenario"][scenario[:, 1]]]
+    hidden = np.concatenate(x, 1)
+    for layer in (0, 2):
+        name = f"shared.hidden.{layer}"
+        hidden = np.maximum(hidden @ weights[f"{name}.weight"].T + weights[f"{name}.bias"], 0)
+    return hidden @ weights["shared.logit.weight"][0] + weights["shared.logit.bias"]
+
+
+def cross_entropy(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
+    p = sigmoid(logit)
+    return -(label * np.log(p) + (1 - label) * np.log(1 - p))
+
+
+@pytest.mark.parametrize("form", ["program", "poster"])
+def test_a_step_of_the_search_by_numpy(form: str) -> None:
+    settings = {"shared_sparsity": 0.03, "sparsity": 0.02, "orthogonality": 0.07}
+    choice = MultiFS(shared_form=form, penalty_form=form, shared_weight=0.4, **settings)
+    module = module_of(backbone_of(hidden=[7, 5]), choice)
+    module.follow({v: torch.arange(size) for v, size in SCHEMA.vocabularies.items()})
+    backbone = roughen(module.backbone)
+    weights, values = numpy_weights(backbone), values_of(backbone)
+    choice.begin(values._replace(tables=gated(backbone)[0]))
+    search = Search(backbone, choice, values, torch.optim.Adam).double()
+    random = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        choice.gates.normal_(0.1, 0.5, generator=random)
+    choice.schedule(1, 0, 0)
+    batch = doubled(batch_of())
+    found = float(search.training_step(batch, 0).detach())
+
+    tau, scale = 100**0.25, 1 / sigmoid(0.5)
+    sig = sigmoid(tau * choice.gates.detach().numpy())
+    gate, where, y = scale * sig, batch.scenario.numpy(), batch.label.numpy()
+    q = (gate[:, S:] > 0.95).astype(float)
+    assert 0 < q.mean() < 1
+    mixed = gate[:, S:] * q + gate[:, :S] * (1 - q)
+    own = logits_by_numpy(weights, mixed, batch, np.stack([where, where], 1))
+    expected = cross_entropy(own, y).mean()
+    share = np.bincount(where) / len(where)
+    through_shared = [
+        cross_entropy(logits_by_numpy(weights, gate, batch, np.array([[S, k]] * len(where))), y)
+        for k in range(S)
+    ]
+    if form == "program":
+        expected += 0.4 * np.mean(through_shared)
+        gate, of_pair = sig, share[:, None] + share
+    else:
+        expected += 0.4 * np.mean([through_shared[k][where == k].mean() for k in range(S)])
+        share, of_pair = np.ones(S), np.ones((S, S))
+    expected += 0.03 * gate[:, S].sum() + 0.02 * (gate[:, :S] @ share).sum()
+    for p, r in ((0, 1), (0, 2), (1, 2)):
+        expected += 0.07 * of_pair[p, r] * (gate[:, p] * gate[:, r]).sum()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+    # What training goes on with: S where the shared gate or the scenario's own is above 0.
+    values_met = values.places(batch).unique()
+    continuous = np.where(
+        np.isin(np.arange(len(sig)), values_met)[:, None], choice.gates.detach().numpy(), 1.0
+    )
+    hard = scale * ((continuous[:, :S] > 0) | (continuous[:, S:] > 0))
+    plain = backbone_of(hidden=[7, 5])
+    module = module_of(plain, choice)
+    module.follow({v: torch.arange(size) for v, size in SCHEMA.vocabularies.items()})
+    put(gates_of(roughen(plain)), search.kept().split(list(values.sizes)), choice)
+    expected = logits_by_numpy(weights, hard, batch, np.stack([where, where], 1))
+    np.testing.assert_allclose(plain(batch).logit.detach().numpy(), expected, rtol=1e-5)
+    assert 0 < (hard > 0).mean() < 1
 
 
 def test_temperatures_of_both_forms() -> None:

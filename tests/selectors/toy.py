@@ -25,6 +25,10 @@ from tests.conftest import SCHEMA, SmallSource
 from tests.updaters.test_contract import made
 
 SELECTORS = sorted(p.stem for p in (CONF / "selector").glob("*.yaml") if p.stem != "none")
+PAST_GATES = ("caser", "gru4rec", "mf", "nextitnet", "ruie", "sasrec")
+"""Backbones that read ids past the gates."""
+GATED = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in PAST_GATES)
+"""Backbones that a selector composes with: all others."""
 SOONER: dict[str, dict[str, Any]] = {
     "multifs": {"epochs": 2, "learning_rate": 0.15, "sparsity": 1e-4, "shared_sparsity": 1e-4},
     "optfs": {"epochs": 2, "learning_rate": 0.15, "sparsity": 1e-4},
