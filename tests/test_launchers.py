@@ -353,7 +353,7 @@ def test_ctrl_c_ends_every_job_and_says_how_to_go_on(tmp_path: Path) -> None:
     wait_until(lambda: all(log.exists() and "seed" in log.read_text() for log in logs), process)
     jobs = jobs_under(process.pid)
     process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert len(jobs) == 2
     assert all(map(gone, jobs))

@@ -26,7 +26,7 @@ from incrs.launchers.slots import Slot, confine
 LOG = "log.txt"
 """The file in a job's folder that holds what it printed."""
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-PATIENCE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 """What a job is asked to end with, and the seconds it gets until the next."""
 
 
