@@ -20,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.utils import get_object, instantiate
@@ -396,14 +397,37 @@ def _explain_key(key: str) -> str:
         kept.append(f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]")
     parent, _, name = key.rpartition(".")
     try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config: Any = compose("train", [arg.split(",")[0] for arg in kept])
-        inside = OmegaConf.select(config, parent) if parent else config
-        known = [str(k) for k in inside] if isinstance(inside, DictConfig) else []
+        known, *others = [_names_in(parent, some) for some in _first_and_each(kept)]
     except Exception:
-        known = []
+        known, others = [], []
+    if any(name in some for some in (known, *others)):  # some runs have it, and Hydra looks before
+        return f"{key}: not every run of the sweep has this setting: ++{key}=... sets it where it counts"
     near = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {f'{parent}.' if parent else ''}{near[0]}?" if near else ""
     listing = f"; {parent or 'the configuration'} has {', '.join(k for k in known if k[0] != '_')}"
     return f"{key}: there is no such setting{hint or (listing if known else '')}"
+
+
+def _first_and_each(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides with the first choice of each that is swept, and with each other in turn."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    choices = [
+        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        if one.is_sweep_override()
+        else [str(one.input_line)]
+        for one in parsed
+    ]
+    first = [some[0] for some in choices]
+    found = [first]
+    for i, some in enumerate(choices):
+        found += [[*first[:i], other, *first[i + 1 :]] for other in some[1:]]
+    return found
+
+
+def _names_in(parent: str, overrides: Sequence[str]) -> list[str]:
+    """Return the settings below a key of the configuration that overrides make."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config: Any = compose("train", list(overrides))
+    inside = OmegaConf.select(config, parent) if parent else config
+    return [str(k) for k in inside] if isinstance(inside, DictConfig) else []

@@ -87,6 +87,8 @@ def quiet() -> None:
 def begin(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     """Check what can be checked before anything is read, and open the run folder's record."""
     drop_unchosen(config.updater)
+    if HydraConfig.get().runtime.choices["selector"] == "none":
+        config.selector = {}  # a sweep may set what other selectors have
     checks = {"seed": 0, "batch_size": 1, "warmup_epochs": 1, "epochs": 1}
     share = config.unknown_rate
     if type(share) not in (int, float) or not 0 <= share < 1:

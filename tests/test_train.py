@@ -97,6 +97,7 @@ def test_results_are_tidy(finished: tuple[Path, str]) -> None:
 MISTAKES = {
     "updater=incmrs": "updater=incmrs: there is no such updater (did you mean incmsr?)",
     "updater.incmsr.wieght=1": "did you mean updater.incmsr.weight?",
+    "-m selector=none,lpfs selector.every=1": "++selector.every=... sets it where it counts",
     "sede=1": "sede: there is no such setting; did you mean seed?",
     "data.pretrain=20": "the log has 14 periods but data.pretrain=20",
     "updater=[]": "updater=[]: give at least one updater",
