@@ -426,8 +426,12 @@ def table(out: Path, study: Study) -> list[str]:
         }
         rivals = rivals or got
         cells = [name]
+        apart = any(one.startswith("data.scenarios=") for one in study.methods[name].fixed)
         for metric in study.metrics:
             some, digits = list(got[metric].values()), 2 if metric.startswith("hr") else 4
+            if apart and "/" not in metric:  # of other rows
+                cells += ["-", "-"]
+                continue
             cells.append(f"{np.mean(some):.{digits}f}" if some else "-")
             gap = paired(got[metric], rivals[metric]) if name != baseline else None
             cells.append(f"{gap[0]:+.{digits}f} ± {gap[1]:.{digits}f}" if gap else "-")
