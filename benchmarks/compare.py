@@ -8,7 +8,9 @@ Every method, the study's first one before the others, chooses among the setting
 over tune periods with seed 0 and `data.test=0`, so that no choice can look at the test. The others start
 from what the first one chose, such as a learning rate, unless their own grid has it. Then the seeds run,
 and the table pairs each method with the first over seed and test period. What is finished already is not
-run again.
+run again. Its seconds are those of the runs as they were, beside whatever else the machine did; with
+`--time` a first seed of each method that is finished runs once more, one after the other and sharing
+nothing, and its seconds count.
 """
 
 from __future__ import annotations
@@ -410,6 +412,14 @@ def run_method(out: Path, study: Study, name: str, base: Sequence[str]) -> list[
     return chosen
 
 
+def clock(where: Path) -> None:
+    """Run the first seed of a method once more, sharing nothing."""
+    runs = folders(where / "test")
+    if runs:
+        settings = json.loads((runs[0] / "run.json").read_text())["overrides"]
+        train(where / "time", distinct([*settings, "share=false"]), 1)
+
+
 def table(out: Path, study: Study) -> list[str]:
     """Return the Markdown table of what is finished."""
     baseline = next(iter(study.methods))
@@ -435,7 +445,7 @@ def table(out: Path, study: Study) -> list[str]:
             cells.append(f"{np.mean(some):.{digits}f}" if some else "-")
             gap = paired(got[metric], rivals[metric]) if name != baseline else None
             cells.append(f"{gap[0]:+.{digits}f} ± {gap[1]:.{digits}f}" if gap else "-")
-        spent = [seconds(run) for run in runs]
+        spent = [seconds(run) for run in folders(where / "time") or runs]
         cells.append(f"{np.median([epoch for epoch, _ in spent]):.2f}")
         cells.append(f"{np.median([one for _, later in spent for one in later]):.2f}")
         settings = json.loads((where / "tune" / "chosen.json").read_text())[0][1]
@@ -510,6 +520,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="settings of every run, such as data.path=...")
     parser.add_argument("--out", type=Path, default=Path("multirun/compare"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--time", action="store_true", help="time what is finished, run nothing else"
+    )
     parser.add_argument("--only", nargs="*", help="methods to run; default: all")
     given = parser.parse_args()
     chosen = (
@@ -522,6 +535,11 @@ def main() -> None:
         study = study._replace(fixed=[*study.fixed, *given.settings])
         out = given.out / name
         first, *rest = study.methods
+        if given.time:
+            for one in given.only or study.methods:
+                clock(out / slug(one))
+            print(f"\n{name}\n\n" + "\n".join(table(out, study)))
+            continue
         base = run_method(out, study, first, [])
         others = [one for one in rest if one in (given.only or rest)]
         with ThreadPoolExecutor(given.jobs) as pool:
