@@ -220,7 +220,7 @@ def selection(scenarios: Sequence[str], model: str) -> Study:
 
     `alone 4`: the backbone without a selector on the rows of scenario 4 alone.
     """
-    rates = {"optimizer.lr": ["0.0003", "0.001"], "warmup_epochs": ["1", "2"]}
+    rates = {"optimizer.lr": ["0.001", "0.003"], "warmup_epochs": ["2", "4"]}
     methods = {
         "none": Method(["selector=none"], rates),
         "multifs": selector("multifs", sparsity="1e-5 1e-4", shared_sparsity="1e-5 1e-4"),
