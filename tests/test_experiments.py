@@ -16,6 +16,7 @@ from incrs.results import read
 from incrs.train import drop_unchosen
 from tests.conftest import CONF
 from tests.data.test_declared import PARTS, adressa, kuairand, sobazaar, tmall, yelp
+from tests.data.test_originals import aliexpress, taobao
 from tests.test_train import run_folders, train
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -132,6 +133,43 @@ def test_smls_experiment_runs(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     (folder,) = run_folders(tmp_path)
     assert "recall_20" in {row.metric for row in read(folder / "results.csv")}
+
+
+@pytest.mark.slow
+def test_multifs_experiment_runs_in_the_programs_forms_and_the_posters(tmp_path: Path):
+    aliexpress(tmp_path)
+    changes = [f"data.path={tmp_path}", f"data.store={tmp_path}/s", "trainer=cpu"]
+    forms = [f"selector.{form}_form=poster" for form in ("penalty", "shared", "final")]
+    forms += ["selector.schedule_form=poster,program"]
+    done = train(tmp_path, "-m", "experiment=multifs_aliexpress", *changes, *forms)
+    assert done.returncode == 0, done.stderr
+    for folder in run_folders(tmp_path):
+        rows = read(folder / "results.csv")
+        assert {row.scenario for row in rows} >= {"NL", "FR"}
+        assert {(row.period, row.role) for row in rows} == {(7, "tune"), (8, "test")}
+        assert (folder / "selection.csv").is_file()
+
+
+@pytest.mark.slow
+def test_incmsrs_experiment_runs_on_taobao(tmp_path: Path):
+    taobao(tmp_path)
+    changes = [f"data.path={tmp_path}", f"data.store={tmp_path}/s", "trainer=cpu"]
+    done = train(tmp_path, "experiment=incmsr_taobao", *changes)
+    assert done.returncode == 0, done.stderr
+    (folder,) = run_folders(tmp_path)
+    assert {row.period for row in read(folder / "results.csv")} == {3, 4, 5, 6, 7}
+
+
+def test_multifs_and_its_baselines_differ_by_the_selector_alone():
+    one = OmegaConf.to_container(composed("multifs_aliexpress"), resolve=True)
+    two = OmegaConf.to_container(composed("multifs_baselines", "selector=multifs"), resolve=True)
+    assert isinstance(one, dict)
+    assert isinstance(two, dict)
+    assert one.pop("selector") != two.pop("selector")
+    assert one == two
+    other = composed("multifs_baselines", "selector=optfs", "data.variant=es_us")
+    assert list(other.data.scenarios) == ["ES", "US"]
+    check_settings(other.selector, "selector")
 
 
 LOGS = {

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from incrs.data.base import Schema
 from incrs.data.columns import columns_of_item, missing_column, own_item_columns, resolve
-from incrs.data.cut import by_count, by_day, by_hours, ordered
+from incrs.data.cut import by_chance, by_count, by_day, by_hours, ordered
 from incrs.data.declaration import Declaration
 from incrs.data.encode import Encoder
 from incrs.data.filters import filtered
@@ -44,14 +44,17 @@ def build(
     room: a folder for temporary files.  Raises Mistake when the files do not fit the declaration or
     what is written already.
     """
-    own, side_tables = resolve(log, files, side_files)
+    own, side_tables, early = resolve(log, files, side_files)
     for file in files:
-        held = Layout(log.file_columns, file).names(log.separator, log.format, own)
+        there = Layout(log.file_columns, file).names(log.separator, log.format, own)
         for column in own:
-            if column not in held:
-                raise missing_column(column, "data.files", [file], held)
+            if column not in there:
+                raise missing_column(column, "data.files", [file], there)
     scenarios = Scenarios(log, old)
-    kept = ((file, scenarios.keep(frame)) for file, frame in read_rows(log, files, own))
+    read = read_rows(log, files, own, early)
+    kept = ((file, scenarios.keep(frame)) for file, frame in read)
+    passing = [column for one in early if not one.stays for column in one.columns]
+    held = [*own, *(column for one in early if one.stays for column in one.columns)]
     parts = _split(log, kept, room)
     scenario_names = scenarios.names()
     names = ordered(list(parts))
@@ -69,13 +72,14 @@ def build(
         item=log.item,
         history=log.history,
         history_of=log.history_of,
-        item_columns=own_item_columns(log, own),
+        item_columns=own_item_columns(log, held),
         negatives=log.negatives,
         seed=log.negatives_seed,
-        candidates=_all_items(log, parts, own) if log.negatives_from == "all" else None,
+        candidates=_all_items(log, parts, held) if log.negatives_from == "all" else None,
         behaviours=log.behaviours,
         events=log.events,
         scenarios=scenario_names,
+        missing=dict.fromkeys(log.categorical, log.missing) if log.missing is not None else None,
     )
     periods = list(old.periods) if old else []
     if old:
@@ -89,8 +93,9 @@ def build(
         transient=True,
         disable=not console.is_terminal,
     ):
-        raw = pl.concat(pl.read_parquet(file) for file in parts[name].files).sort(TIME, ROW)
-        rows = encoder.encode(len(periods), raw.with_columns(scenario_index(log, scenario_names)))
+        raw = _in_order(pl.concat(pl.read_parquet(file) for file in parts[name].files))
+        raw = raw.with_columns(scenario_index(log, scenario_names)).drop(passing)
+        rows = encoder.encode(len(periods), raw)
         columns = (log.single_fields, log.numeric, log.behaviours)
         entry = write_period(new, len(periods), name, rows, *columns)
         sizes = {each: len(ids) for each, ids in encoder.vocabularies.items()}
@@ -114,6 +119,14 @@ def build(
     return periods
 
 
+def _in_order(raw: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows by time, then number; those that are so already are not copied."""
+    later, next_row = (np.diff(raw[name].to_numpy()) for name in (TIME, ROW))
+    if bool(((later > 0) | ((later == 0) & (next_row > 0))).all()):
+        return raw
+    return raw.sort(TIME, ROW)
+
+
 class _Part(NamedTuple):
     """The rows of one period: the folder and files they lie in, the raw files they came from."""
 
@@ -132,13 +145,20 @@ def _split(
         name = by_day()
     elif log.period == "hours":
         name = by_hours(list(log.period_hours or []), log.timezone)
-    if log.filters or log.period == "count":
+    if log.filters or log.period in ("count", "random"):
         stored = _stored(frames, room / "rows")
         if log.filters:
             stored = _filtered(log, stored, room / "kept")
         frames = ((source, pl.read_parquet(file)) for source, file in stored)
         if log.period == "count":
             counted = by_count(lambda: (_order(file) for _, file in stored), log.period_count or 1)
+        elif log.period == "random":
+            whole = (_scenarios(log, pl.read_parquet(file)) for _, file in stored)
+            drawn = by_chance(whole, log.period_shares or [], log.period_seed)
+
+            def counted(frame: pl.DataFrame) -> pl.Series:
+                return drawn(_scenarios(log, frame))
+
     parts: dict[str, _Part] = {}
     for source, frame in frames:
         column = counted(frame) if counted else name
@@ -177,6 +197,12 @@ def _filtered(
             file.unlink()
 
     return _stored(kept(), folder)
+
+
+def _scenarios(log: Declaration, frame: pl.DataFrame) -> pl.Series:
+    if log.scenario is None:
+        return pl.repeat(None, len(frame), dtype=pl.String, eager=True)
+    return frame[log.scenario]
 
 
 def _order(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

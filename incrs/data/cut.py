@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import md5
 from math import isnan
 
 import numpy as np
@@ -52,6 +54,38 @@ def by_count(slices: Slices, count: int) -> Callable[[pl.DataFrame], pl.Series]:
             passed[same] += np.searchsorted(rows[times == times[tie]], row[same])
         numbers = pl.Series(passed + 1)
         return numbers.set(numbers > len(times), None).cast(pl.String)
+
+    return names
+
+
+def by_chance(
+    scenarios: Iterable[pl.Series], shares: Sequence[float], seed: int
+) -> Callable[[pl.Series], pl.Series]:
+    """Return what names rows 1 .. len(shares), drawn: each period has its share of every scenario's rows.
+
+    scenarios: of every row as text, some rows at once. What is returned is given the same ones in the
+    same order.  shares: of the periods, 1 in all.  A byte or two of each row are in memory.
+    """
+    sizes: Counter[str | None] = Counter()
+    for part in scenarios:
+        sizes.update(dict(part.value_counts().iter_rows()))
+    drawn: dict[str | None, NDArray[np.int16]] = {}
+    for name, size in sizes.items():
+        borders = np.rint(np.cumsum(shares) * size)
+        borders[-1] = size
+        ranks = np.searchsorted(borders, np.arange(size), side="right").astype(np.int16)
+        key = int.from_bytes(md5((name or "").encode()).digest()[:8])
+        drawn[name] = np.random.default_rng([seed, key]).permutation(ranks)
+    given: Counter[str | None] = Counter()
+
+    def names(part: pl.Series) -> pl.Series:
+        found = np.zeros(len(part), np.int16)
+        for name in part.unique():
+            here = part.eq_missing(pl.Series([name], dtype=pl.String)).to_numpy()
+            count = int(here.sum())
+            found[here] = drawn[name][given[name] : given[name] + count]
+            given[name] += count
+        return pl.Series(found + 1).cast(pl.String)
 
     return names
 

@@ -20,7 +20,7 @@ ALLOWED: dict[str, tuple[str | None, ...]] = {
     "scenario_rest": ("drop", "pool"),
     "numeric_transform": ("log", "none"),
     "negatives_from": ("seen", "all"),
-    "period": ("day", "hours", "count", "column"),
+    "period": ("day", "hours", "count", "column", "random"),
     "format": (None, "csv", "json", "parquet"),
 }
 TIME_FIELDS = ("hour", "weekday")
@@ -42,7 +42,7 @@ class Declaration:
     path: str
     store: str
     files: str | Sequence[str]
-    time: str
+    time: str | None
     file_columns: Sequence[dict[str, Any]] = ()
     format: str | None = None
     separator: str = ","
@@ -65,6 +65,7 @@ class Declaration:
     user: str | None = None
     item: str | None = None
     categorical: Sequence[str] = ()
+    missing: str | None = None
     time_fields: Sequence[str] = ()
     multivalued: dict[str, str] = field(default_factory=dict)
     multivalued_length: int = 8
@@ -83,11 +84,14 @@ class Declaration:
     period_hours: Sequence[int] | None = None
     period_count: int | None = None
     period_column: str | None = None
+    period_shares: Sequence[float] | None = None
+    period_seed: int = 0
     pretrain: int = 7
     tune: int = 1
     test: int | None = None
     memory_rows: int | None = None
     variant: str | None = None
+    variants: dict[str, Any] = field(default_factory=dict)
     download: bool = False
     archives: Sequence[dict[str, Any]] = ()
     help: str = ""
@@ -164,15 +168,9 @@ class Declaration:
             raise Mistake(
                 f"data.memory_rows={self.memory_rows}: give a number of rows from 1, or null for any"
             )
-        for join in self.joins:
-            texts = [value for name, value in join.items() if name != "columns"]
-            known = {"file", "key"} <= set(join) <= {"file", "key", "file_key", "columns"}
-            listed = isinstance(join.get("columns") or [], list | tuple)
-            if not known or not listed or not all(isinstance(one, str) for one in texts):
-                raise Mistake(
-                    f"data.joins: {join} must have file and key, and may have file_key and columns"
-                )
+        self._check_joins()
         self._check_rows()
+        self._check_time()
         self._check_period()
         self._check_label()
         self._check_items()
@@ -188,6 +186,50 @@ class Declaration:
             )
         if not self.single_fields:
             raise Mistake("data: declare at least one of user, item, categorical or time_fields")
+
+    def _check_joins(self) -> None:
+        for join in self.joins:
+            file = join.get("file")
+            parts = [*file, *file.values()] if isinstance(file, dict) else [file]
+            texts = [join.get("key"), join.get("file_key", ""), *parts]
+            known = {"file", "key"} <= set(join) <= {"file", "key", "file_key", "columns", "header"}
+            known = known and (len(parts) == 1 or (len(parts) == 2 and bool(parts[0])))
+            listed = isinstance(join.get("columns") or [], list | tuple)
+            if not known or not listed or not all(isinstance(one, str) for one in texts):
+                raise Mistake(
+                    f"data.joins: {join} must have file and key, and may have file_key, columns and header; "
+                    "file is a name or a glob, or {PART: OTHER}, the parts that differ in the names of each "
+                    "of the log's files and of its table"
+                )
+            self._check_header("joins", join)
+
+    def _check_header(self, option: str, entry: dict[str, Any]) -> None:
+        names = entry.get("header") or []
+        marks = (self.separator, '"', "\n", "\r")
+        plain = isinstance(names, list | tuple) and all(
+            isinstance(name, str) and name and not any(mark in name for mark in marks)
+            for name in names
+        )
+        if not plain or len(set(names)) != len(names):
+            raise Mistake(
+                f"data.{option}: header={names} must be a list of the columns' names, each once, such as "
+                "[user_id, age]"
+            )
+
+    def _check_time(self) -> None:
+        if self.time is not None:
+            return
+        for option in ("day", "start", "end", "time_fields", "history"):
+            if getattr(self, option):
+                raise Mistake(
+                    f"data.time=null: a log without times has no data.{option}={getattr(self, option)}: "
+                    "name the column of the time, or take that away"
+                )
+        if self.period not in ("column", "random"):
+            raise Mistake(
+                f"data.time=null: data.period={self.period} cuts by the time: name its column, or set "
+                "data.period to column or random"
+            )
 
     def _check_rows(self) -> None:
         unit = self.time_unit
@@ -218,14 +260,15 @@ class Declaration:
                     "or {sample: COLUMN, n: 10000}, n a whole number from 1"
                 )
         for one in self.file_columns:
-            known = "files" in one and set(one) <= {"files", "columns", "values"}
+            known = "files" in one and set(one) <= {"files", "columns", "values", "header"}
             if not known or not all(
                 isinstance(one.get(k) or {}, dict) for k in ("columns", "values")
             ):
                 raise Mistake(
                     f"data.file_columns: {one} must have `files`, a glob, and may have `columns: {{NAME: "
-                    "COLUMN}` and `values: {NAME: VALUE}`"
+                    "COLUMN}`, `values: {NAME: VALUE}` and `header: [COLUMN, ...]`"
                 )
+            self._check_header("file_columns", one)
 
     def _check_items(self) -> None:
         if self.history_of and not self.history:
@@ -278,6 +321,16 @@ class Declaration:
             )
         if self.period == "column" and not self.period_column:
             raise Mistake("data.period_column=null: period=column needs the name of a column")
+        if self.period_seed < 0:
+            raise Mistake(f"data.period_seed={self.period_seed}: give a whole number from 0")
+        shares = list(self.period_shares or [])
+        if self.period == "random" and not (
+            shares and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6
+        ):
+            raise Mistake(
+                f"data.period_shares={self.period_shares} must be shares above 0 that are 1 in all, one for "
+                "each period, such as [0.7, 0.15, 0.15]"
+            )
 
     def _check_label(self) -> None:
         if self.label is None and self.negatives == 0:

@@ -143,7 +143,7 @@ class Encoder:
     fields: every single-valued field.  lists: multi-valued column -> separator.
     events: the lists that say more of the history's steps, of EVENTS.  scenarios: their names.
     candidates: every item of the log, in order of appearance, and its `item_columns`, or None to draw
-    from those seen so far.
+    from those seen so far.  missing: field -> what an empty value of it is read as.
     """
 
     def __init__(
@@ -166,12 +166,13 @@ class Encoder:
         behaviours: Sequence[str] = (),
         events: Sequence[str] = (),
         scenarios: Sequence[str] = (),
+        missing: Mapping[str, str] | None = None,
     ) -> None:
         self.fields, self.lists, self.numbers = list(fields), dict(lists), list(numbers)
         self.length, self.transform, self.null_values = length, transform, null_values
         self.side_tables, self.user, self.item = side_tables, user, item
         self.vocabularies = {name: Vocabulary() for name in (*fields, *lists)}
-        self.behaviours, self.events = list(behaviours), list(events)
+        self.behaviours, self.events, self.missing = list(behaviours), list(events), missing or {}
         known = zip(EVENTS, (pl.Series(scenarios), combinations(behaviours)), strict=True)
         self.vocabularies |= {name: Vocabulary(x) for name, x in known if name in self.events}
         self._history = History(history, bool(events)) if history else None
@@ -240,7 +241,10 @@ class Encoder:
                 frame = table.of(keys).drop(table.key)
             for column in frame.columns:
                 if column in self.fields:
-                    ids = self.vocabularies[column].encode(frame[column])[codes]
+                    text = frame[column]
+                    if column in self.missing:
+                        text = text.fill_null(self.missing[column])
+                    ids = self.vocabularies[column].encode(text)[codes]
                     fields[:, self.fields.index(column)] = ids
                 elif column in self.lists:
                     lists[column] = self._parts(frame[column])[codes]

@@ -16,7 +16,7 @@ from incrs.data.raw import describe, untouched
 from incrs.data.store import Store, write_manifest
 from incrs.errors import Mistake
 
-WHOLE = {"period": "count", "negatives_from": "all"}
+WHOLE = {"period": ("count", "random"), "negatives_from": ("all",)}
 Entries = Mapping[str, Mapping[str, Any]]
 
 
@@ -82,7 +82,7 @@ def _again(old: Store, joined: bool, files: Sequence[Path], root: Path) -> Entri
 
 
 def _check_whole(log: Declaration, new: Sequence[Path], old: Store) -> None:
-    settings = [f"data.{k}={v}" for k, v in WHOLE.items() if getattr(log, k) == v]
+    settings = [f"data.{k}={getattr(log, k)}" for k, v in WHOLE.items() if getattr(log, k) in v]
     settings += ["data.filters"] if log.filters else []
     if settings:
         raise Mistake(

@@ -1,4 +1,4 @@
-"""Files of one log that call the same things by other names, or are one scenario each."""
+"""Files of one log that call the same things by other names, are one scenario each, or name nothing."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from incrs.errors import Mistake
 
 
 class Layout:
-    """What the declared columns are in a file: renamed ones, and ones of one value.
+    """What the declared columns are in a file: renamed ones, ones of one value, ones that it does not name.
 
     entries: of data.file_columns; those whose `files` match the file's name count, the last one most.
     """
 
     def __init__(self, entries: Sequence[Mapping[str, Any]], file: Path) -> None:
         self.file, self.columns, self.values = file, dict[str, str](), dict[str, str]()
+        self.header: Sequence[str] = ()
         for one in entries:
             if file.match(str(one["files"])):
+                self.header = one.get("header") or self.header
                 self.columns |= one.get("columns") or {}
                 self.values |= {k: str(v) for k, v in (one.get("values") or {}).items()}
 
@@ -31,7 +33,7 @@ class Layout:
         Raises Mistake where one that is wanted stands for a column that the file lacks.
         """
         asked = [self.columns.get(name, name) for name in wanted]
-        held = columns_of(self.file, separator, kind, asked)
+        held = columns_of(self.file, separator, kind, asked, self.header)
         for name in wanted:
             if self.columns.get(name, name) not in held and name in self.columns:
                 raise Mistake(
@@ -47,6 +49,7 @@ class Layout:
         """Yield the columns `names` piece by piece, as `raw.pieces` does."""
         source = {n: self.columns.get(n, n) for n in names if n not in self.values}
         constant = [pl.lit(self.values[n], pl.String).alias(n) for n in names if n in self.values]
-        for frame in pieces(self.file, separator, list(dict.fromkeys(source.values())), kind):
+        asked = list(dict.fromkeys(source.values()))
+        for frame in pieces(self.file, separator, asked, kind, self.header):
             renamed = [pl.col(column).alias(name) for name, column in source.items()]
             yield frame.select(*renamed, *constant).select(names)

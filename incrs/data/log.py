@@ -19,18 +19,19 @@ from incrs.data.declaration import Declaration
 from incrs.data.fetch import choose, fetch
 from incrs.data.grow import plan
 from incrs.data.publish import prepared
-from incrs.data.scan import find_files
+from incrs.data.scan import find_beside, find_files
 from incrs.data.store import Store
 from incrs.errors import Mistake
 from incrs.period import Batch, Period, Role, Stored
 
 NOT_CONTENT = (  # the prepared store is the same
-    *("store", "help", "variant", "download", "archives"),
+    *("store", "help", "variant", "variants", "download", "archives"),
     *("pretrain", "tune", "test", "memory_rows"),
 )
 LATER = (  # they count where they are set: stores from before there were these remain
     *("format", "time_year", "keep", "required", "filters"),
     *("item_columns", "history_of", "history_events", "behaviours", "file_columns"),
+    *("missing", "period_shares", "period_seed"),
 )
 PARTS = 16  # of the rows on disk that are shuffled at once
 
@@ -51,7 +52,12 @@ class LogSource(Declaration, Source):
         self._fetch(root)
         globs = [self.files] if isinstance(self.files, str) else self.files
         found = find_files(root, globs, "data.files", self.help, self.format is not None)
-        side = [find_files(root, [j["file"]], "data.joins", self.help) for j in self.joins]
+        side = [
+            find_beside(found, join["file"], self.help)
+            if isinstance(join["file"], dict)
+            else find_files(root, [join["file"]], "data.joins", self.help)
+            for join in self.joins
+        ]
         files = [file for file in found if not any(file in part for part in side)]
         if not files:
             raise Mistake(

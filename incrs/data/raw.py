@@ -76,25 +76,34 @@ def kind_of(file: Path) -> str:
 
 
 def columns_of(
-    file: Path, separator: str, kind: str | None = None, wanted: Collection[str] = ()
+    file: Path,
+    separator: str,
+    kind: str | None = None,
+    wanted: Collection[str] = (),
+    header: Sequence[str] = (),
 ) -> list[str]:
     """Return the names of a file's columns; blanks around them are dropped.
 
     kind: csv, json or parquet; None: see `kind_of`.  wanted: keys that a file of JSON lines is
-    searched for to its end; others count where they are near its beginning.
+    searched for to its end; others count where they are near its beginning.  header: the names of a
+    CSV file that has none in its first line.
     """
     if (kind or kind_of(file)) == "json":
         with reading(file), _opened(file) as stream:
             return json_keys(file, stream, PIECE, BLOCK, wanted)
-    return list(_names(file, separator, kind or kind_of(file)))
+    return list(_names(file, separator, kind or kind_of(file), header))
 
 
 def pieces(
-    file: Path, separator: str, columns: Sequence[str], kind: str | None = None
+    file: Path,
+    separator: str,
+    columns: Sequence[str],
+    kind: str | None = None,
+    header: Sequence[str] = (),
 ) -> Iterator[pl.DataFrame]:
     """Yield `columns` of a file piece by piece, in the rows' order; values of text files are text.
 
-    kind: csv, json or parquet; None: see `kind_of`.
+    kind, header: see `columns_of`.
     Raises Mistake when the file is damaged: nothing of the last piece is then yielded.
     """
     kind = kind or kind_of(file)
@@ -102,7 +111,7 @@ def pieces(
         with reading(file), _opened(file) as stream:
             yield from json_pieces(file, stream, PIECE, BLOCK, columns)
         return
-    held = _names(file, separator, kind)
+    held = _names(file, separator, kind, header)
     chosen = [held[column] for column in columns]
     new_names = dict(zip(chosen, columns, strict=True))
     if kind == "parquet":
@@ -114,7 +123,7 @@ def pieces(
                 frame = lazy.slice(start, ROWS).collect()
             yield frame.rename(new_names)
         return
-    for lines in _lines(file, separator):
+    for lines in _lines(file, separator, header):
         with reading(file):
             frame = pl.read_csv(
                 BytesIO(lines), separator=separator, infer_schema=False, columns=chosen
@@ -122,8 +131,10 @@ def pieces(
         yield frame.select(chosen).rename(new_names)
 
 
-def _names(file: Path, separator: str, kind: str) -> dict[str, str]:
+def _names(file: Path, separator: str, kind: str, header: Sequence[str]) -> dict[str, str]:
     """Return the columns of a file: name without blanks -> name in the file."""
+    if header and kind == "csv":
+        return {name: name for name in header}
     with reading(file):
         if kind == "parquet":
             names = pl.scan_parquet(file, glob=False).collect_schema().names()
@@ -133,8 +144,8 @@ def _names(file: Path, separator: str, kind: str) -> dict[str, str]:
             if not block:
                 raise Mistake(f"{file} cannot be read: it is empty, without even a header")
             end = _ends(np.frombuffer(block, np.uint8), False)[:1].tolist()
-            header = block[: end[0] + 1] if end else block
-            names = pl.read_csv(BytesIO(header), separator=separator, infer_schema=False).columns
+            first = block[: end[0] + 1] if end else block
+            names = pl.read_csv(BytesIO(first), separator=separator, infer_schema=False).columns
     held: dict[str, str] = {}
     for name in names:
         if held.setdefault(name.strip(), name) != name:
@@ -167,19 +178,23 @@ def _ends(block: np.ndarray, inside: bool) -> np.ndarray:
     return np.flatnonzero((block == ord("\n")) & _outside(block, inside))
 
 
-def _lines(file: Path, separator: str) -> Iterator[bytes]:
+def _lines(file: Path, separator: str, names: Sequence[str]) -> Iterator[bytes]:
     """Yield a CSV file's lines, about PIECE bytes at once, the header before each piece.
 
+    names: of the columns, where the file has no header.
     Raises Mistake when a line has more or fewer values than the header, or a byte is no UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     held, whole, header = bytearray(), 0, b""  # of `held`, the first `whole` bytes are lines
     inside, carried, width, newlines, first = False, 0, -1, 0, True
+    if names:
+        header, width, first = (separator.join(names) + "\n").encode(), len(names) - 1, False
 
     def ragged(line: int, values: int) -> Mistake:
         return Mistake(
-            f"{file} cannot be read: line {line} has {values + 1} values but the header has "
-            f"{width + 1}: mend that line, or see whether data.separator={separator!r} is right"
+            f"{file} cannot be read: line {line} has {values + 1} values but the "
+            f"{'declared ' if names else ''}header has {width + 1}: mend that line, or see whether "
+            f"data.separator={separator!r} is right"
         )
 
     with reading(file), _opened(file) as stream:
@@ -193,6 +208,8 @@ def _lines(file: Path, separator: str) -> Iterator[bytes]:
                 raise Mistake(
                     f"{file} cannot be read: line {line} is not UTF-8: save the file in that encoding"
                 ) from error
+            if names and not held and not newlines:
+                block = block.removeprefix(codecs.BOM_UTF8)
             data = np.frombuffer(block, np.uint8)
             outside = _outside(data, inside)
             ends = np.flatnonzero((data == ord("\n")) & outside)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from incrs.data.columns import EarlyTable, SideTable
 from incrs.data.declaration import Declaration
 from incrs.data.layouts import Layout
 from incrs.data.raw import reading
@@ -30,19 +31,21 @@ OTHER = "other"  # the scenario of pooled values
 
 
 def read_rows(
-    log: Declaration, files: Sequence[Path], own: Sequence[str]
+    log: Declaration, files: Sequence[Path], own: Sequence[str], early: Sequence[EarlyTable] = ()
 ) -> Iterator[tuple[Path, pl.DataFrame]]:
     """Yield the rows between start and end that are kept: own columns as text, time, day, label, row number.
 
+    early: tables that are joined with them at once.
     Raises Mistake when a file has no row, or one whose time, day or label does not read.
     """
     seen, kept = 0, 0
     for file in files:
         before, bad = seen, BadRows(log, file)
         layout = Layout(log.file_columns, file)
+        tables = [one.of_file(file) for one in early]
         for piece in layout.pieces(log.separator, log.format, own):
             with reading(file):
-                frame = _parsed(log, piece, own, seen)
+                frame = _parsed(log, piece, own, seen, tables)
             seen += len(piece)
             kept += len(frame)
             bad.count(frame)
@@ -59,9 +62,18 @@ def read_rows(
         )
 
 
-def _parsed(log: Declaration, piece: pl.DataFrame, own: Sequence[str], seen: int) -> pl.DataFrame:
+def _parsed(
+    log: Declaration,
+    piece: pl.DataFrame,
+    own: Sequence[str],
+    seen: int,
+    tables: Sequence[SideTable],
+) -> pl.DataFrame:
     label = parse_label(log.label, log.label_threshold) if log.label else pl.lit(1.0)
-    time = parse_time(log.time, piece.schema[log.time], log.time_unit, log.timezone, log.time_year)
+    time = pl.lit(0, pl.Int64)
+    if log.time:
+        dtype = piece.schema[log.time]
+        time = parse_time(log.time, dtype, log.time_unit, log.timezone, log.time_year)
     number = pl.int_range(seen, seen + len(piece), dtype=pl.Int64)
     rows = piece.select(
         *(text(column, log.null_values) for column in own),
@@ -69,6 +81,8 @@ def _parsed(log: Declaration, piece: pl.DataFrame, own: Sequence[str], seen: int
         label.alias(LABEL),
         number.alias(ROW),
     )
+    for table in tables:
+        rows = rows.join(table.frame, on=table.key, how="left", maintain_order="left")
     for column, values in log.keep.items():
         rows = rows.filter(pl.col(column).is_in([_spelt(value) for value in values]))
     rows = rows.drop_nulls(list(log.required)) if log.required else rows

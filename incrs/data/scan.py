@@ -6,7 +6,7 @@ same ids. Columns between double underscores are this reader's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -47,6 +47,40 @@ def find_files(
             )
         found |= files
     return sorted(found)
+
+
+def beside(file: Path, names: Mapping[str, str]) -> Path:
+    """Return the table of one of the log's files: of its name, but for one part of it.
+
+    names: that part -> what is in its place.  Raises Mistake when the name does not have it.
+    """
+    ((part, other),) = names.items()
+    if part not in file.name:
+        raise Mistake(
+            f"data.joins: file={dict(names)} finds the table of each of the log's files by its name, but "
+            f"{file.name} has no {part!r} in it"
+        )
+    try:
+        return file.with_name(file.name.replace(part, other, 1))
+    except ValueError as error:
+        raise Mistake(
+            f"data.joins: file={dict(names)} makes no file's name of {file.name}: give parts of names"
+        ) from error
+
+
+def find_beside(files: Sequence[Path], names: Mapping[str, str], advice: str) -> list[Path]:
+    """Return the tables of those of the files that have one by their name.
+
+    Raises Mistake when one is missing.
+    """
+    tables = {file: beside(file, names) for file in files if next(iter(names)) in file.name}
+    for file, table in tables.items():
+        if not table.is_file():
+            raise Mistake(
+                f"data.joins: {file.name} has no table {table.name} beside it in {file.parent}."
+                f"{' ' if advice else ''}{advice}"
+            )
+    return sorted(tables.values())
 
 
 def text(column: str, null_values: Sequence[str]) -> pl.Expr:

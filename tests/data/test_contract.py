@@ -22,6 +22,7 @@ from tests.data.test_declared import (
     yelp,
 )
 from tests.data.test_kuaisar import kuaisar
+from tests.data.test_originals import aliexpress, taobao
 
 MADE: dict[str, Callable[[Path], Source]] = {}
 """How each log is made small here: a new yaml in conf/data adds its own."""
@@ -80,6 +81,18 @@ def _adressa(folder: Path) -> Source:
 def _kuaisar(folder: Path) -> Source:
     kuaisar(folder)
     return load("kuaisar", f"path={folder}", f"store={folder}/store")
+
+
+@made("taobao")
+def _taobao(folder: Path) -> Source:
+    taobao(folder)
+    return load("taobao", f"path={folder}", f"store={folder}/store")
+
+
+@made("aliexpress")
+def _aliexpress(folder: Path) -> Source:
+    aliexpress(folder)
+    return load("aliexpress", f"path={folder}", f"store={folder}/store")
 
 
 NAMES = sorted({path.stem for path in (CONF / "data").glob("*.yaml")} - {"log"})

@@ -45,3 +45,26 @@ def test_equal_counts_are_named_by_the_place_in_a_sort(count: int):
     place[np.lexsort((row, time))] = row
     size = 500 // count
     assert got == [str(p // size + 1) if size and p < size * count else None for p in place]
+
+
+def test_rows_are_drawn_by_their_scenarios_shares_and_the_seed():
+    parts = [pl.Series(["a"] * 10 + ["b"] * 7, dtype=pl.String), pl.Series([None, "a", "b", "b"])]
+    draws = []
+    for seed in (0, 0, 1):
+        names = cut.by_chance(iter(parts), [0.6, 0.1, 0.3], seed)
+        periods = [names(part) for part in parts]
+        both = pl.DataFrame({"in": pl.concat(parts), "period": pl.concat(periods)})
+        draws.append(both["period"].to_list())
+        sizes = {
+            value: [
+                both.filter(pl.col("in").eq_missing(value), period=str(k)).height for k in (1, 2, 3)
+            ]
+            for value in ("a", "b", None)
+        }
+        assert sizes == {"a": [7, 1, 3], "b": [5, 1, 3], None: [1, 0, 0]}
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_shares_that_are_no_round_numbers_lose_no_row():
+    names = cut.by_chance([pl.Series(["a"] * 10)], [1 / 3, 1 / 3, 1 / 3], 0)
+    assert sorted(names(pl.Series(["a"] * 10))) == ["1"] * 3 + ["2"] * 4 + ["3"] * 3

@@ -333,15 +333,19 @@ def test_adressa_reads_its_files(tmp_path: Path):
         ("tmall", r"data_format1\.zip of https://tianchi.*data\.path=data_format1"),
         ("yelp", r"https://www\.yelp\.com/dataset.*data\.path=yelp_dataset"),
         ("adressa", r"https://reclab\.idi\.ntnu\.no/dataset.*data\.path=three_month"),
+        ("taobao", r"https://tianchi.*dataId=56.*data\.path=FOLDER"),
+        ("aliexpress", r"aliexpress_NL_datasets\.zip.*https://tianchi.*dataId=74690.*data\.path="),
+        ("kuaisar", r"https://zenodo\.org/records/8181109.*data\.path=KuaiSAR_v2"),
     ],
 )
 def test_a_log_that_is_not_there_says_where_to_get_it(tmp_path: Path, name: str, words: str):
+    source = load(name, f"path={tmp_path}/log", f"store={tmp_path}")
     with pytest.raises(Mistake, match=words) as caught:
-        load(name, f"path={tmp_path}/none", f"store={tmp_path}").prepare()
+        source.prepare()
     assert "\n" not in str(caught.value)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(Mistake, match=r"data\.(files|joins): no file"):
-        load(name, f"path={tmp_path}/empty", f"store={tmp_path}").prepare()
+    (tmp_path / "log").mkdir()
+    with pytest.raises(Mistake, match=rf"data\.(files|joins): no file.*{words}"):
+        source.prepare()
 
 
 def test_a_log_of_ones_own_takes_a_few_lines(tmp_path: Path):

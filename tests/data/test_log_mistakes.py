@@ -121,6 +121,73 @@ CASES: dict[str, tuple[dict, list[str]]] = {
     "history of whom": ({"history": 3, "user": None}, ["data.history=3", "data.user"]),
     "history length": ({"history": -1}, ["data.history=-1", "at least 0"]),
     "declared twice": ({"categorical": ["tab"], "numeric": ["tab"]}, ["tab", "declared twice"]),
+    "no time": ({"time": None}, ["data.time=null", "data.period=day", "column or random"]),
+    "no time for a history": (
+        {"time": None, "period": "random", "period_shares": [1], "history": 3},
+        ["data.time=null", "data.history=3"],
+    ),
+    "no time for a start": (
+        {"time": None, "period": "column", "period_column": "tab", "start": "2021-03-27"},
+        ["data.time=null", "data.start=2021-03-27"],
+    ),
+    "shares": (
+        {"period": "random", "period_shares": [0.7, 0.2]},
+        ["data.period_shares=[0.7, 0.2]", "1 in all"],
+    ),
+    "seed of the drawing": ({"period_seed": -1}, ["data.period_seed=-1", "from 0"]),
+    "no name beside": (
+        {"joins": [{"file": {"log.csv": "a/b"}, "key": "item"}]},
+        ["data.joins", "no file's name of log.csv"],
+    ),
+    "no shares": ({"period": "random"}, ["data.period_shares=None"]),
+    "more shares than rows": (
+        {"period": "random", "period_shares": [0.01] * 100, "pretrain": 99},
+        ["periods but data.pretrain=99"],
+    ),
+    "scenario nowhere": (
+        {"scenario": "brnd", "joins": [{"file": "items.csv", "key": "item"}]},
+        ["data.scenario", "'brnd'", "log.csv, items.csv", "did you mean brand?"],
+    ),
+    "label in a table": (
+        {"label": "brand", "joins": [{"file": "items.csv", "key": "item"}]},
+        ["data.label", "'brand' in log.csv;"],
+    ),
+    "item's columns in a table": (
+        {
+            "categorical": ["brand"],
+            "item_columns": ["brand"],
+            "joins": [{"file": "items.csv", "key": "item"}],
+        },
+        ["data.item_columns", "'brand' in log.csv;"],
+    ),
+    "join's header": (
+        {"joins": [{"file": "items.csv", "key": "item", "header": ["item", "item"]}]},
+        ["data.joins", "header=['item', 'item']"],
+    ),
+    "a header of other width": (
+        {"files": "empty.csv", "file_columns": [{"files": "*", "header": ["ts", "user", "item"]}]},
+        ["data.label", "'click' in empty.csv"],
+    ),
+    "a header with a comma": (
+        {"file_columns": [{"files": "*", "header": ["ts,user"]}]},
+        ["data.file_columns", "ts,user"],
+    ),
+    "a line wider than the declared header": (
+        {"file_columns": [{"files": "*", "header": ["ts", "user", "item", "click"]}]},
+        ["log.csv", "line 1 has 7 values but the declared header has 4"],
+    ),
+    "two parts of names": (
+        {"joins": [{"file": {"log": "users", "a": "b"}, "key": "item"}]},
+        ["data.joins", "{PART: OTHER}"],
+    ),
+    "no table beside": (
+        {"joins": [{"file": {"log": "users"}, "key": "item"}], "help": "Get it at x.org"},
+        ["data.joins", "log.csv has no table users.csv beside it", "x.org"],
+    ),
+    "a file whose table has no name": (
+        {"joins": [{"file": {"_item_": "_user_"}, "key": "item"}]},
+        ["data.joins", "log.csv has no '_item_' in it"],
+    ),
     "no field": ({"user": None, "item": None}, ["at least one"]),
 }
 
