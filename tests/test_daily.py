@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_train import run_folders, train
+from tests.commands import forked, run_folders
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def shop(tmp_path: Path) -> Path:
 
 
 def begin(folder: Path, *arguments: str) -> Path:
-    done = train(folder, "--config-dir", str(folder), *WHAT, *arguments)
+    done = forked(folder, "--config-dir", str(folder), *WHAT, *arguments)
     assert done.returncode == 0, done.stderr
     return run_folders(folder)[-1]
 
@@ -82,7 +82,7 @@ def test_a_log_fed_day_by_day_gives_the_bytes_of_one_run(vocabulary: list[str], 
                 stamp = old.stat()
                 old.write_bytes(b"\xff" * stamp.st_size)
                 os.utime(old, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-        done = train(shop, f"resume={daily}")
+        done = forked(shop, f"resume={daily}")
         assert done.returncode == 0, done.stderr
     for day in range(6):
         write_day(raw, day)
@@ -95,7 +95,7 @@ def test_a_log_fed_day_by_day_gives_the_bytes_of_one_run(vocabulary: list[str], 
             assert (daily / name).read_bytes() == (whole / name).read_bytes(), name
     scored = [t["scored"] for t in json.loads((daily / "run.json").read_text())["timings"]]
     assert scored == ["1970-01-04", "1970-01-05", "1970-01-06", ""]
-    refused = train(shop, f"resume={daily}", "seed=3")
+    refused = forked(shop, f"resume={daily}", "seed=3")
     assert refused.returncode == 2
     assert "leave out seed=3" in refused.stderr
 
@@ -104,6 +104,6 @@ def test_a_resume_without_a_new_day_changes_nothing(shop: Path) -> None:
     write_day(shop / "raw", 3)
     folder = begin(shop)
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "run.json"}
-    done = train(shop, f"resume={folder}")
+    done = forked(shop, f"resume={folder}")
     assert done.returncode == 0, done.stderr
     assert {f: f.read_bytes() for f in before} == before

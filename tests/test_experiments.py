@@ -14,10 +14,10 @@ from incrs.door import check_settings, made
 from incrs.errors import Mistake
 from incrs.results import read
 from incrs.train import drop_unchosen
+from tests.commands import forked, run_folders
 from tests.conftest import CONF
 from tests.data.test_declared import PARTS, adressa, kuairand, sobazaar, tmall, yelp
 from tests.data.test_originals import aliexpress, taobao
-from tests.test_train import run_folders, train
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 JOBS = {
@@ -115,7 +115,7 @@ def test_asmgs_experiment_runs_with_its_updater_and_with_another(tmp_path: Path)
     tmall(tmp_path)
     changes = [f"data.path={tmp_path}", f"data.store={tmp_path}/s", "data.end=2014-10-08"]
     changes += ["data.filters=[]", "data.pretrain=2", "data.tune=5", "data.test=1", "trainer=cpu"]
-    done = train(tmp_path, "-m", "experiment=asmg_tmall", "updater=finetune,asmg", *changes)
+    done = forked(tmp_path, "-m", "experiment=asmg_tmall", "updater=finetune,asmg", *changes)
     assert done.returncode == 0, done.stderr
     rows = [row for folder in run_folders(tmp_path) for row in read(folder / "results.csv")]
     assert {(row.model, row.updater) for row in rows} == {
@@ -129,7 +129,7 @@ def test_smls_experiment_runs(tmp_path: Path):
     adressa(tmp_path)
     changes = [f"data.path={tmp_path}", f"data.store={tmp_path}/s", "data.end=2017-01-02"]
     roles = ["data.pretrain=2", "data.tune=3", "data.test=1", "updater.sml.repetitions=2"]
-    done = train(tmp_path, "experiment=sml_adressa", "trainer=cpu", *changes, *roles)
+    done = forked(tmp_path, "experiment=sml_adressa", "trainer=cpu", *changes, *roles)
     assert done.returncode == 0, done.stderr
     (folder,) = run_folders(tmp_path)
     assert "recall_20" in {row.metric for row in read(folder / "results.csv")}
@@ -141,7 +141,7 @@ def test_multifs_experiment_runs_in_the_programs_forms_and_the_posters(tmp_path:
     changes = [f"data.path={tmp_path}", f"data.store={tmp_path}/s", "trainer=cpu"]
     forms = [f"selector.{form}_form=poster" for form in ("penalty", "shared", "final")]
     forms += ["selector.schedule_form=poster,program"]
-    done = train(tmp_path, "-m", "experiment=multifs_aliexpress", *changes, *forms)
+    done = forked(tmp_path, "-m", "experiment=multifs_aliexpress", *changes, *forms)
     assert done.returncode == 0, done.stderr
     for folder in run_folders(tmp_path):
         rows = read(folder / "results.csv")
@@ -154,7 +154,7 @@ def test_multifs_experiment_runs_in_the_programs_forms_and_the_posters(tmp_path:
 def test_incmsrs_experiment_runs_on_taobao(tmp_path: Path):
     taobao(tmp_path)
     changes = [f"data.path={tmp_path}", f"data.store={tmp_path}/s", "trainer=cpu"]
-    done = train(tmp_path, "experiment=incmsr_taobao", *changes)
+    done = forked(tmp_path, "experiment=incmsr_taobao", *changes)
     assert done.returncode == 0, done.stderr
     (folder,) = run_folders(tmp_path)
     assert {row.period for row in read(folder / "results.csv")} == {3, 4, 5, 6, 7}
@@ -193,7 +193,7 @@ def test_a_sweep_of_an_experiment_runs_and_tells_its_runs_apart(name: str, tmp_p
     write, changes, runs = LOGS[name]
     write(tmp_path)
     changes = [f"data.path={tmp_path}", f"data.store={tmp_path}/s", "seed=0", *changes]
-    done = train(tmp_path, "-m", f"experiment={name}", "trainer=cpu", *changes)
+    done = forked(tmp_path, "-m", f"experiment={name}", "trainer=cpu", *changes)
     assert done.returncode == 0, done.stderr
     folders = run_folders(tmp_path)
     assert len(folders) == runs

@@ -6,8 +6,6 @@ The commands run as `python -m` does, but forked from a process that has done th
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import lightning as L
 import polars as pl
@@ -33,6 +30,7 @@ from incrs.results import POOLED, Run
 from incrs.runner import run
 from incrs.updaters.base import Updater, Weights
 from incrs.updaters.finetune import Finetune
+from tests.commands import Done, forked
 from tests.conftest import SmallBackbone, SmallSource
 
 ROOT = Path(__file__).parent.parent
@@ -44,85 +42,6 @@ class Generates(Updater):
 
     def serving_weights(self, module: object, weights: Weights) -> Weights:
         return {name: value.clone() for name, value in weights.items()}
-
-
-class Done(NamedTuple):
-    """How a command ended, and what it wrote to standard error."""
-
-    status: int
-    errors: str
-
-
-class Commands:
-    """Runs commands, each in a process forked from one that has imported what they need."""
-
-    def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.test_faults"],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(
-        self, desk: Path, *arguments: str, door: str = "train", limit: int | None = None
-    ) -> Done:
-        """Run `python -m incrs.<door>` in the folder `desk`.  limit: bytes that a file may have."""
-        assert self._server.stdin and self._server.stdout
-        print(json.dumps([str(desk), door, arguments, limit]), file=self._server.stdin, flush=True)
-        done = Done(*json.loads(self._server.stdout.readline()))
-        assert "Traceback" not in done.errors
-        return done
-
-    def close(self) -> None:
-        self._server.communicate(timeout=20)
-
-
-def serve() -> None:
-    """Fork a process for each line of standard input, and answer with how it ended."""
-    from incrs import prepare, train
-    from incrs.data.log import LogSource
-    from incrs.door import enter
-
-    assert LogSource
-    doors = {"train": train.main, "prepare": prepare.prepare}
-    for line in sys.stdin:
-        desk, door, arguments, limit = json.loads(line)
-        errors, end = os.pipe()  # no file: those may be limited
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                os.chdir(desk)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                os.dup2(end, 2)
-                if limit is not None:
-                    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-                sys.argv = [f"incrs.{door}", *arguments]
-                enter(doors[door])
-                status = 0
-            except SystemExit as ended:
-                status = int(ended.code or 0)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        os.close(end)
-        with os.fdopen(errors) as told:
-            words = told.read()
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), words]), flush=True)
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    running = Commands()
-    yield running
-    running.close()
 
 
 @pytest.fixture
@@ -240,21 +159,19 @@ FRESH: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("door", ["train", "prepare"])
 @pytest.mark.parametrize("fault", FRESH)
-def test_a_fault_of_the_log_is_one_sentence_and_no_store(
-    commands: Commands, desk: Path, fault: str, door: str
-) -> None:
+def test_a_fault_of_the_log_is_one_sentence_and_no_store(desk: Path, fault: str, door: str) -> None:
     spoil, arguments, words = FRESH[fault]
     spoil(desk)
-    refused(commands(desk, *DATA, *arguments.split(), door=door), words)
+    refused(forked(desk, *DATA, *arguments.split(), door=door), words)
     assert not [name for name in files_of(desk) if name != "store/shop/"]
 
 
 def refused(done: Done, words: Sequence[str]) -> None:
-    assert done.status == 2, done.errors
-    assert done.errors.startswith("incrs: ")
-    assert done.errors.endswith("\n") and done.errors.count("\n") == 1
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("incrs: ")
+    assert done.stderr.endswith("\n") and done.stderr.count("\n") == 1
     for word in words:
-        assert word in done.errors
+        assert word in done.stderr
 
 
 KEPT: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
@@ -281,28 +198,26 @@ KEPT: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", KEPT)
-def test_a_fault_leaves_the_prepared_store_as_it_was(
-    commands: Commands, desk: Path, fault: str
-) -> None:
+def test_a_fault_leaves_the_prepared_store_as_it_was(desk: Path, fault: str) -> None:
     spoil, arguments, words = KEPT[fault]
-    assert commands(desk, *DATA, door="prepare") == (0, "")
+    assert forked(desk, *DATA, door="prepare")[:2] == (0, "")
     spoil(desk)
     before = files_of(desk)
-    refused(commands(desk, *DATA, *arguments.split()), words)
+    refused(forked(desk, *DATA, *arguments.split()), words)
     assert files_of(desk) == before
 
 
 @pytest.mark.slow
-def test_one_serving_updater_of_ones_own_runs(commands: Commands, desk: Path) -> None:
-    assert commands(desk, *COMMAND, "updater=[one,incmsr]") == (0, "")
+def test_one_serving_updater_of_ones_own_runs(desk: Path) -> None:
+    assert forked(desk, *COMMAND, "updater=[one,incmsr]")[:2] == (0, "")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["optimizer.lr=1e30", "incremental_lr=1e30"])
 def test_a_loss_that_is_not_finite_names_period_step_and_updaters_and_keeps_what_was(
-    commands: Commands, desk: Path, setting: str
+    desk: Path, setting: str
 ) -> None:
-    done = commands(desk, *COMMAND, "updater=[incmsr,incctr]", setting)
+    done = forked(desk, *COMMAND, "updater=[incmsr,incctr]", setting)
     at_once = setting.startswith("optimizer")
     period = "2 (2020-09-16)" if at_once else "3 (2020-09-17)"
     refused(done, [f"not finite in period {period}, from step", "updater incmsr+incctr"])
@@ -311,16 +226,16 @@ def test_a_loss_that_is_not_finite_names_period_step_and_updaters_and_keeps_what
     served = sorted(file.name for file in folder.glob("serving/*"))
     first = [] if at_once else ["period=0003.safetensors"]
     assert served == first
-    again = commands(desk, f"resume={folder}")
+    again = forked(desk, f"resume={folder}")
     refused(again, [f"not finite in period {period}, from step"])
     assert sorted(file.name for file in folder.glob("serving/*")) == first
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_is_said_wherever_it_happens_and_the_run_goes_on_with_more_room(
-    commands: Commands, desk: Path
+    desk: Path,
 ) -> None:
-    assert commands(desk, *COMMAND) == (0, "")
+    assert forked(desk, *COMMAND)[:2] == (0, "")
     whole = content(desk)
     stored = {name: value for name, value in files_of(desk).items() if name.startswith("store/")}
     for folder in ("store", "multirun"):
@@ -329,15 +244,15 @@ def test_a_disk_that_is_full_is_said_wherever_it_happens_and_the_run_goes_on_wit
     places = set()
     for limit in limits:
         folder = run_of(desk)
-        done = commands(desk, *(COMMAND if folder is None else [f"resume={folder}"]), limit=limit)
-        if done.status == 0:
+        done = forked(desk, *(COMMAND if folder is None else [f"resume={folder}"]), limit=limit)
+        if done.returncode == 0:
             break
         refused(done, ["disk is full"])
-        place = "the store" if "data.store=store" in done.errors else "the run"
+        place = "the store" if "data.store=store" in done.stderr else "the run"
         places.add(place)
         folder = run_of(desk)
         if place == "the run":
-            assert "multirun/" in done.errors
+            assert "multirun/" in done.stderr
         else:
             assert not [n for n in files_of(desk) if n != "store/shop/"]
         left = files_of(desk)
@@ -347,7 +262,7 @@ def test_a_disk_that_is_full_is_said_wherever_it_happens_and_the_run_goes_on_wit
     assert places == {"the store", "the run"}
     folder = run_of(desk)
     assert folder
-    assert commands(desk, f"resume={folder}") == (0, "")
+    assert forked(desk, f"resume={folder}")[:2] == (0, "")
     assert content(desk) == whole
 
 
@@ -392,11 +307,11 @@ def test_a_scenario_that_is_absent_or_has_one_class_gets_an_empty_value_and_the_
 
 
 @pytest.fixture
-def stopped(desk: Path, commands: Commands) -> Iterator[tuple[Path, subprocess.Popen, Path]]:
+def stopped(desk: Path) -> Iterator[tuple[Path, subprocess.Popen, Path]]:
     """Return the folder of a run that stands still in its middle, its process, and a whole run's."""
     whole = desk.with_name("whole")
     shutil.copytree(desk, whole)
-    assert commands(whole, *COMMAND) == (0, "")
+    assert forked(whole, *COMMAND)[:2] == (0, "")
     process = subprocess.Popen(
         [sys.executable, "-m", "incrs.train", *COMMAND], cwd=desk, stdout=subprocess.DEVNULL
     )
@@ -415,28 +330,28 @@ def stopped(desk: Path, commands: Commands) -> Iterator[tuple[Path, subprocess.P
 
 @pytest.mark.slow
 def test_a_second_process_on_a_run_is_refused_and_the_first_goes_on_unharmed(
-    commands: Commands, stopped: tuple[Path, subprocess.Popen, Path], desk: Path
+    stopped: tuple[Path, subprocess.Popen, Path], desk: Path
 ) -> None:
     folder, first, whole = stopped
     for _ in range(2):
         before = files_of(desk)
-        refused(commands(desk, f"resume={folder}"), ["another process is working on this run"])
+        refused(forked(desk, f"resume={folder}"), ["another process is working on this run"])
         assert files_of(desk) == before
     first.send_signal(signal.SIGCONT)
     assert first.wait(120) == 0
     assert files_without_clock(desk) == files_without_clock(whole)
-    assert commands(desk, f"resume={folder}") == (0, "")
+    assert forked(desk, f"resume={folder}")[:2] == (0, "")
 
 
 @pytest.mark.slow
 def test_a_killed_process_leaves_its_run_to_the_next_one(
-    commands: Commands, stopped: tuple[Path, subprocess.Popen, Path], desk: Path
+    stopped: tuple[Path, subprocess.Popen, Path], desk: Path
 ) -> None:
     folder, first, whole = stopped
     first.kill()
     first.wait()
     assert (folder / ".lock").exists()
-    assert commands(desk, f"resume={folder}") == (0, "")
+    assert forked(desk, f"resume={folder}")[:2] == (0, "")
     assert not (folder / ".lock").exists()
     assert files_without_clock(desk) == files_without_clock(whole)
 
@@ -456,7 +371,3 @@ def test_a_run_stopped_at_random_moments_ends_in_the_bytes_of_the_undisturbed_on
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every run ended in the bytes of the undisturbed one" in done.stdout
-
-
-if __name__ == "__main__":
-    serve()

@@ -22,8 +22,9 @@ from incrs.launchers.board import Board, clock
 from incrs.launchers.queue import Ended, Job, Watch, run_all
 from incrs.launchers.slots import Slot, cores_here, gpus_here, share_out
 from incrs.launchers.standing import agree, is_finished
+from tests.commands import command, forked, fresh
 from tests.test_processes import gone
-from tests.test_train import SMALL, command, train
+from tests.test_train import SMALL
 
 FEW = [*SMALL, "data.periods=9", "share=false"]
 ONE = cores_here()[:1]
@@ -324,7 +325,7 @@ def test_a_sweep_survives_a_kill_and_a_bad_option_and_goes_on_where_it_was(tmp_p
     )
     kept = (tmp_path / "swept" / "4" / "run.json").stat().st_mtime_ns
 
-    again = train(tmp_path, *sweep)
+    again = fresh(tmp_path, *sweep)
     assert again.returncode == 1
     assert "6 jobs, 2 finished before" in again.stdout
     assert "4 of 6" not in again.stderr
@@ -332,7 +333,7 @@ def test_a_sweep_survives_a_kill_and_a_bad_option_and_goes_on_where_it_was(tmp_p
     assert finished_in(tmp_path / "swept") == ["3", "4", "5"]
     assert (tmp_path / "swept" / "4" / "run.json").stat().st_mtime_ns == kept
 
-    one = train(tmp_path, *FEW, "updater=finetune", "optimizer.lr=0.01", "hydra.run.dir=alone")
+    one = forked(tmp_path, *FEW, "updater=finetune", "optimizer.lr=0.01", "hydra.run.dir=alone")
     assert one.returncode == 0, one.stderr
     for name in ("results.csv", "serving/period=0009.safetensors"):
         ours, theirs = (tmp_path / where / name for where in ("swept/3", "alone"))
@@ -375,7 +376,7 @@ def test_four_jobs_run_under_a_launcher_of_others(launcher: str, tmp_path: Path)
     library, settings = ELSEWHERE[launcher]
     pytest.importorskip(f"hydra_plugins.hydra_{library}_launcher")
     sweep = ["-m", f"hydra/launcher={launcher}", *settings, *FEW, "hydra.sweep.dir=swept"]
-    done = train(tmp_path, *sweep, "updater=finetune,frozen", "seed=0,-1")
+    done = forked(tmp_path, *sweep, "updater=finetune,frozen", "seed=0,-1")
     assert done.returncode == 2  # two are refused, and stop none
     assert "incrs: seed=-1: give a whole number from 0" in done.stderr
     assert "Traceback" not in done.stderr

@@ -36,8 +36,8 @@ from incrs.results import Row, Run
 from incrs.runner import Fit, run, update
 from incrs.shelf import Shelf
 from incrs.updaters.base import reaches_training
+from tests.commands import command, forked, fresh, run_folders
 from tests.conftest import CONF, SCHEMA, SmallBackbone, SmallSource
-from tests.test_train import command, run_folders, train
 from tests.updaters.test_contract import NAMES, made
 
 CPU = partial(L.Trainer, accelerator="cpu")
@@ -407,10 +407,10 @@ def test_a_sweep_counts_what_it_shared_and_is_whole_the_second_time(
     alone, first, again = (tmp_path / name for name in ("alone", "first", "again"))
     for folder in (alone, first, again):
         folder.mkdir()
-    assert "phases" not in train(alone, *sweep, "share=false").stdout
+    assert "phases" not in forked(alone, *sweep, "share=false").stdout
     assert not (tmp_path / "store").exists()
-    assert "4 phases computed, 4 shared" in train(first, *sweep).stdout
-    assert "0 phases computed, 8 shared" in train(again, *sweep).stdout
+    assert "4 phases computed, 4 shared" in forked(first, *sweep).stdout
+    assert "0 phases computed, 8 shared" in forked(again, *sweep).stdout
     for one, *others in zip(*map(run_folders, (alone, first, again)), strict=True):
         assert {"curves.png", "losses.csv", "results.csv"} <= set(files_of(one))
         for other in others:
@@ -424,7 +424,7 @@ def test_a_sweep_counts_what_it_shared_and_is_whole_the_second_time(
 def test_a_waiting_run_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INCRS_SHARE", "true")
     monkeypatch.setenv("INCRS_STORE", str(tmp_path / "store"))
-    assert train(tmp_path, *DOOR, "data.periods=8").returncode == 0
+    assert fresh(tmp_path, *DOOR, "data.periods=8").returncode == 0
     folder = tmp_path / "store" / "shared"
     shelf, names = Shelf(folder, 1), [path.name for path in folder.iterdir()]
     for name in names:

@@ -13,7 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from incrs import results
-from tests.test_train import command, run_folders, train, wait_for
+from tests.commands import command, forked, fresh, run_folders
+from tests.test_train import wait_for
 
 UPDATERS = ["batch", "finetune", "frozen", "spmf", "[incmsr,asmg]", "[incctr,sml]"]
 """Every updater, some two at a time."""
@@ -40,7 +41,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the run folder of every updater, run by one process."""
     where = tmp_path_factory.mktemp("alone")
-    done = train(where, "-m", f"updater={','.join(UPDATERS)}", *LOG)
+    done = forked(where, "-m", f"updater={','.join(UPDATERS)}", *LOG)
     assert done.returncode == 0, done.stderr
     return dict(zip(UPDATERS, run_folders(where), strict=True))
 
@@ -94,7 +95,7 @@ def test_two_processes_killed_and_resumed_give_the_numbers_of_one(
     while not all(map(gone, others)):
         assert time.monotonic() < deadline, "the second process outlived the first"
         time.sleep(0.1)
-    done = train(tmp_path, f"resume={folder}")
+    done = fresh(tmp_path, f"resume={folder}")
     assert done.returncode == 0, done.stderr
     assert run_folders(tmp_path) == [folder]
     assert_same(alone[updater], folder)
@@ -104,7 +105,7 @@ def test_in_single_precision_they_stay_close_though_a_relu_may_flip(tmp_path: Pa
     for name, arguments in (("one", []), ("two", TWO)):
         (tmp_path / name).mkdir()
         what = ["model=dcn", "updater=incctr", "trainer.precision=32-true"]
-        done = train(tmp_path / name, *LOG, *arguments, *what)
+        done = fresh(tmp_path / name, *LOG, *arguments, *what)
         assert done.returncode == 0, done.stderr
     assert_same(
         *(run_folders(tmp_path / name)[0] for name in ("one", "two")), weight=5e-2, metric=2e-3
@@ -139,7 +140,7 @@ def test_torchrun_starts_the_processes_of_a_sweep_together(
 
 
 def test_a_sweep_that_would_start_processes_of_its_own_is_refused(tmp_path: Path) -> None:
-    done = train(tmp_path, "-m", "seed=0,1", *LOG, *TWO)
+    done = fresh(tmp_path, "-m", "seed=0,1", *LOG, *TWO)
     assert done.returncode == 2
     assert "-m with trainer.devices=2" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -161,4 +162,4 @@ def test_ctrl_c_ends_both_processes_with_one_line(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert printed.count(f"resume={folder}") == 1
     assert "Traceback" not in errors
-    assert train(tmp_path, f"resume={folder}").returncode == 0
+    assert fresh(tmp_path, f"resume={folder}").returncode == 0

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from incrs import results
+from tests.commands import command, forked, fresh, run_folders
 from tests.test_processes import TWO, assert_same
-from tests.test_train import command, run_folders, train, wait_for
+from tests.test_train import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ WHAT = [
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return the folder of a run by one process, and what it printed."""
     where = tmp_path_factory.mktemp("alone")
-    done = train(where, *WHAT)
+    done = forked(where, *WHAT)
     assert done.returncode == 0, done.stderr
     return run_folders(where)[0], done.stdout
 
@@ -53,7 +54,7 @@ def test_a_run_killed_and_resumed_gives_the_same_ranks(
     folder = wait_for(tmp_path, 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = train(tmp_path, f"resume={folder}")
+    done = fresh(tmp_path, f"resume={folder}")
     assert done.returncode == 0, done.stderr
     ours, theirs = (results.read(one / "results.csv") for one in (alone[0], folder))
     assert any(row.metric == "recall_10" for row in ours)
@@ -74,7 +75,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_a_mistake_is_one_sentence(arguments: str, tmp_path: Path) -> None:
-    done = train(tmp_path, "task=ranking", *arguments.split())
+    done = forked(tmp_path, "task=ranking", *arguments.split())
     assert done.returncode == 2
     assert MISTAKES[arguments] in done.stderr
     assert done.stderr.count("\n") == 1

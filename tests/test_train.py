@@ -8,39 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.commands import command, forked, fresh, run_folders
 from tests.conftest import CONF
 
 BOTH = ("auc", "logloss")
 SMALL = ["model=shared_bottom", "data.rows_per_period=400", "data.users=100", "data.items=80"]
 
 
-def command(arguments: Sequence[str], module: str = "incrs.train") -> list[str]:
-    return [sys.executable, "-m", module, *arguments]
-
-
-def train(
-    folder: Path, *arguments: str, module: str = "incrs.train"
-) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(arguments, module), cwd=folder, capture_output=True, text=True, timeout=200
-    )
-
-
-def run_folders(folder: Path) -> list[Path]:
-    return sorted(file.parent for file in folder.glob("multirun/**/run.json"))
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return the folder of a small finished run, and what it printed."""
     where = tmp_path_factory.mktemp("run")
-    done = train(where, *SMALL)
+    done = fresh(where, *SMALL)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     return run_folders(where)[0], done.stdout
@@ -67,7 +51,7 @@ def test_a_run_folder_says_all_it_takes_to_repeat_it(
     assert set(record["versions"]) >= {"python", "torch", "incrs"}
     assert len(record["timings"]) == 8
     assert record["data"]["fingerprint"]
-    again = train(tmp_path, *record["overrides"])
+    again = forked(tmp_path, *record["overrides"])
     assert again.returncode == 0
     repeated = run_folders(tmp_path)[0]
     for name in ("results.csv", "serving/period=0014.safetensors"):
@@ -121,7 +105,7 @@ MISTAKES = {
 def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
     arguments: str, tmp_path: Path
 ) -> None:
-    done = train(tmp_path, *arguments.split())
+    done = forked(tmp_path, *arguments.split())
     assert done.returncode == 2
     assert MISTAKES[arguments] in done.stderr
     assert done.stderr.startswith("incrs: ")
@@ -144,24 +128,22 @@ def test_a_log_of_ones_own_is_a_few_lines_of_yaml_and_its_mistakes_are_said(tmp_
     log = tmp_path / "raw" / "log.csv"
     log.write_text("\n".join(["at,user,item,click", *lines]))
     shop = ["--config-dir", str(tmp_path), "data=shop", "model=dcn"]
-    done = train(tmp_path, *shop)
+    done = forked(tmp_path, *shop)
     assert done.returncode == 0, done.stderr
     assert "AUC: shop · dcn · incmsr" in done.stdout
 
-    wrong = train(tmp_path, *shop, "data.item=product")
+    wrong = forked(tmp_path, *shop, "data.item=product")
     assert wrong.returncode == 2
     assert "'product'" in wrong.stderr
     assert "item" in wrong.stderr
     log.write_text("\n".join(["at,user,item,click", *lines, "2026-01-05T23:30:00,1,1,7"]))
-    wrong = train(tmp_path, *shop)
+    wrong = forked(tmp_path, *shop)
     assert wrong.returncode == 2
     assert "log.csv changed since it was prepared" in wrong.stderr
-    wrong = train(tmp_path, *shop, "data.store=other")
+    wrong = forked(tmp_path, *shop, "data.store=other")
     assert wrong.returncode == 2
     assert "0 or 1" in wrong.stderr
-    prepared = train(
-        tmp_path, *shop, "data.label_threshold=1", "data.store=other", module="incrs.prepare"
-    )
+    prepared = forked(tmp_path, *shop, "data.label_threshold=1", "data.store=other", door="prepare")
     assert prepared.returncode == 0, prepared.stderr
     assert "shop: 6 periods" in prepared.stdout or "shop: 5 periods" in prepared.stdout
 
@@ -189,19 +171,19 @@ SLOWER = [
 def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
-    assert train(whole, *SLOWER).returncode == 0
+    assert forked(whole, *SLOWER).returncode == 0
     process = subprocess.Popen(command(SLOWER), cwd=tmp_path, stdout=subprocess.DEVNULL)
     killed = wait_for(tmp_path, 3, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not json.loads((killed / "run.json").read_text())["finished"]
-    done = train(tmp_path, f"resume={killed}")
+    done = forked(tmp_path, f"resume={killed}")
     assert done.returncode == 0, done.stderr
     undisturbed = run_folders(whole)[0]
     for name in ("results.csv", "serving/period=0014.safetensors"):
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
     assert len(json.loads((killed / "run.json").read_text())["timings"]) == 8
-    refused = train(tmp_path, f"resume={killed}", "seed=4")
+    refused = forked(tmp_path, f"resume={killed}", "seed=4")
     assert refused.returncode == 2
     assert "leave out seed=4" in refused.stderr
 
@@ -219,31 +201,31 @@ def test_ctrl_c_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> Non
     assert f"resume={stopped}" in printed
     assert "Traceback" not in errors
     assert not list(stopped.rglob("*.partial"))
-    assert train(tmp_path, f"resume={stopped}").returncode == 0
+    assert forked(tmp_path, f"resume={stopped}").returncode == 0
 
 
 @pytest.mark.slow
 def test_a_sweep_runs_every_combination_and_sums_up(tmp_path: Path) -> None:
-    done = train(tmp_path, "-m", "updater=finetune,[incmsr,incctr]", "seed=0,1", *SMALL)
+    done = forked(tmp_path, "-m", "updater=finetune,[incmsr,incctr]", "seed=0,1", *SMALL)
     assert done.returncode == 0, done.stderr
     folders = run_folders(tmp_path)
     assert [folder.name for folder in folders] == ["0", "1", "2", "3"]
     assert "incmsr+incctr" in done.stdout
     assert "means over 2 seeds and" in done.stdout
     assert "AUC by scenario" in done.stdout
-    table = train(tmp_path, str(folders[0].parent), module="incrs.report")
+    table = fresh(tmp_path, str(folders[0].parent), module="incrs.report")
     assert table.returncode == 0
     assert "AUC minus finetune's" in table.stdout and (folders[0].parent / "report.html").exists()
 
 
 @pytest.mark.slow
 def test_help_and_configuration_read_well(tmp_path: Path) -> None:
-    helped = train(tmp_path, "--help")
+    helped = forked(tmp_path, "--help")
     assert helped.returncode == 0
     assert "python -m incrs.train -m updater=finetune,incmsr" in helped.stdout
     updaters = sorted(path.stem for path in (CONF / "updater").glob("*.yaml"))
     assert f"updater: {', '.join(updaters)}" in helped.stdout
-    shown = train(tmp_path, "--cfg", "job", "updater=[incmsr,incctr]", "updater.incmsr.weight=0.5")
+    shown = forked(tmp_path, "--cfg", "job", "updater=[incmsr,incctr]", "updater.incmsr.weight=0.5")
     assert shown.returncode == 0
     assert "weight: 0.5" in shown.stdout
     assert not list(tmp_path.iterdir())

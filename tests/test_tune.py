@@ -22,8 +22,8 @@ from incrs.errors import Mistake
 from incrs.period import Role
 from incrs.results import read as read_rows
 from incrs.search import Choice, Range, flat, read, rounded, split
+from tests.commands import command, forked, fresh
 from tests.conftest import CONF
-from tests.test_train import command, train
 
 optuna = pytest.importorskip("optuna")
 
@@ -246,7 +246,7 @@ def until(folder: Path, pattern: str, process: subprocess.Popen) -> Path:
 def test_a_killed_search_goes_on_to_the_same_trials(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
-    done = train(whole, *SLOWER, module="incrs.tune")
+    done = fresh(whole, *SLOWER, module="incrs.tune")
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     (undisturbed,) = whole.glob("multirun/*/*")
@@ -263,10 +263,10 @@ def test_a_killed_search_goes_on_to_the_same_trials(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert f"to go on: python -m incrs.tune resume={folder}" in printed
     assert "Traceback" not in errors
-    refused = train(tmp_path, f"resume={folder}", "model=mf", module="incrs.tune")
+    refused = fresh(tmp_path, f"resume={folder}", "model=mf", module="incrs.tune")
     assert refused.returncode == 2
     assert "takes no other setting but trials=" in refused.stderr
-    done = train(tmp_path, f"resume={folder}", module="incrs.tune")
+    done = fresh(tmp_path, f"resume={folder}", module="incrs.tune")
     assert done.returncode == 0, done.stderr
     assert trials_of(folder) == trials_of(undisturbed)
     for number in range(5):
@@ -275,7 +275,7 @@ def test_a_killed_search_goes_on_to_the_same_trials(tmp_path: Path) -> None:
 
     line = next(one for one in trials_of(folder) if one["state"] == "whole")
     record = json.loads((folder / line["trial"] / "run.json").read_text())
-    single = train(tmp_path / "whole", *shlex.split(record["command"])[3:])
+    single = forked(tmp_path / "whole", *shlex.split(record["command"])[3:])
     assert single.returncode == 0, single.stderr
     (same,) = (file for file in whole.glob("multirun/*/*/results.csv"))
     assert same.read_bytes() == (folder / line["trial"] / "results.csv").read_bytes()
@@ -284,7 +284,7 @@ def test_a_killed_search_goes_on_to_the_same_trials(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
     few = [*SMALL, "trials=2", "search.optimizer.lr=log(1e-4,1e-1)"]
-    assert train(tmp_path, *few, module="incrs.tune").returncode == 0
+    assert fresh(tmp_path, *few, module="incrs.tune").returncode == 0
     (folder,) = tmp_path.glob("multirun/*/*")
     more = command([f"resume={folder}", "trials=9"], "incrs.tune")
     both = [subprocess.Popen(more, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]

@@ -17,8 +17,8 @@ from incrs.door import made, maker
 from incrs.folder import RunFolder
 from incrs.period import Batch
 from incrs.selectors.search import open_gates
+from tests.commands import forked, run_folders
 from tests.test_processes import assert_same, one_thread  # noqa: F401
-from tests.test_train import run_folders, train
 
 LOG = [
     "data.rows_per_period=1500",
@@ -76,7 +76,7 @@ def test_two_processes_search_as_one_and_the_folder_says_what_was_kept(tmp_path:
     sweep += [f"++selector.{key}={value}" for key, value in SETTINGS.items()]
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    done = train(tmp_path / "one", *sweep)
+    done = forked(tmp_path / "one", *sweep)
     assert done.returncode == 0, done.stderr
     both = [*TORCHRUN, "-m", "incrs.train", *sweep, "trainer=ddp", "trainer.accelerator=cpu"]
     done = subprocess.run(
@@ -102,6 +102,6 @@ def test_two_processes_search_as_one_and_the_folder_says_what_was_kept(tmp_path:
 
 
 def test_a_model_that_cannot_be_gated_is_told(tmp_path: Path) -> None:
-    done = train(tmp_path, *LOG, "selector=multifs", "model=gru4rec")
+    done = forked(tmp_path, *LOG, "selector=multifs", "model=gru4rec")
     assert done.returncode == 2
     assert done.stderr.startswith("incrs: selector: model=gru4rec does not read every id")
