@@ -223,11 +223,11 @@ def selection(scenarios: Sequence[str], model: str) -> Study:
     rates = {"optimizer.lr": ["0.001", "0.003"], "warmup_epochs": ["2", "4"]}
     methods = {
         "none": Method(["selector=none"], rates),
-        "multifs": selector("multifs", sparsity="1e-5 1e-4", shared_sparsity="1e-5 1e-4"),
+        "multifs": selector("multifs", SPARSE, sparsity="1e-5 1e-7", learning_rate="0.01 0.001"),
     }
     if model == "dnn":
         methods |= {
-            "optfs": selector("optfs", sparsity="3e-6 1e-5 3e-5 1e-4"),
+            "optfs": selector("optfs", sparsity="1e-5 1e-7", learning_rate="0.01 0.001"),
             "autofield": selector("autofield", keep="0.5 0.7 0.8 0.9"),
             "lpfs": selector("lpfs", sparsity="1e-4 3e-4 1e-3 3e-3"),
             "optembed": selector("optembed", alpha="1e-4 3e-4 1e-3 3e-3"),
@@ -255,11 +255,13 @@ def selection(scenarios: Sequence[str], model: str) -> Study:
     )
 
 
-def selector(name: str, **grid: str) -> Method:
+SPARSE = "selector.shared_sparsity=${selector.sparsity}"
+
+
+def selector(name: str, *fixed: str, **grid: str) -> Method:
     """Return a selector with the values of its settings that it chooses from."""
-    return Method(
-        [f"selector={name}"], {f"selector.{key}": values.split() for key, values in grid.items()}
-    )
+    choices = {f"selector.{key}": values.split() for key, values in grid.items()}
+    return Method([f"selector={name}", *fixed], choices)
 
 
 LEVELS = {"shift": ["0", "2", "4"], "weekly_rhythm": ["0", "2", "4"]}
