@@ -167,6 +167,9 @@ def work(rank: int, folder: str) -> None:
 Found = dict[int, list[dict[str, dict[str, Tensor]]]]
 
 
+pytestmark = pytest.mark.xdist_group("together")  # one fixture for all
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every process of two, and of three, came to."""

@@ -116,6 +116,9 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+pytestmark = pytest.mark.xdist_group("searched")  # one fixture for all
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     """What each of two processes came to."""
