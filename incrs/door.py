@@ -397,7 +397,7 @@ def _explain_key(key: str) -> str:
         kept.append(f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]")
     parent, _, name = key.rpartition(".")
     try:
-        known, *others = [_names_in(parent, some) for some in _first_and_each(kept)]
+        known, *others = [_names_in(parent, some) for some in _choices(kept, parent)]
     except Exception:
         known, others = [], []
     if any(name in some for some in (known, *others)):  # some runs have it, and Hydra looks before
@@ -408,19 +408,18 @@ def _explain_key(key: str) -> str:
     return f"{key}: there is no such setting{hint or (listing if known else '')}"
 
 
-def _first_and_each(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides with the first choice of each that is swept, and with each other in turn."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    choices = [
-        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-        if one.is_sweep_override()
-        else [str(one.input_line)]
-        for one in parsed
-    ]
-    first = [some[0] for some in choices]
-    found = [first]
-    for i, some in enumerate(choices):
-        found += [[*first[:i], other, *first[i + 1 :]] for other in some[1:]]
+def _choices(overrides: Sequence[str], parent: str) -> list[list[str]]:
+    """Return the overrides with the first value of all that is swept; then with each of the group's own.
+
+    parent: a key below the group, such as `updater.asmg`.
+    """
+    found: list[list[str]] = [[]]
+    for one in OverridesParser.create().parse_overrides(list(overrides)):
+        key = one.get_key_element()
+        swept = one.is_sweep_override()
+        values = [f"{key}={v}" for v in one.sweep_string_iterator()] if swept else [one.input_line]
+        kept = values if key == parent.partition(".")[0] else values[:1]
+        found = [[*some, str(value)] for value in kept for some in found]
     return found
 
 
