@@ -6,7 +6,7 @@ Everything that is drawn comes from the `seed` given; the global random state is
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -152,9 +152,9 @@ class Embeddings(Tables):
     def forward(self, batch: Batch) -> Tensor:
         """Return the input (B, width). Raises IndexError, on a CPU, for an id outside of its table."""
         gates = None if self.gates is None else self.gates(batch, next(iter(self.tables.values())))
-        parts = [self.field_rows(batch.fields)] if self.fields else []
-        if gates is not None:
-            parts = [x * gates.fields.repeat_interleave(self.size, 1) for x in parts]
+        parts = self.field_rows(batch.fields)
+        if gates is not None and parts:
+            parts = [torch.cat(parts, 1) * gates.fields.repeat_interleave(self.size, 1)]
         parts += [
             pool(self.table(v), batch.lists[name], self.sparse, gates and gates.lists[name])
             for name, v in self.lists.items()
@@ -164,24 +164,30 @@ class Embeddings(Tables):
             parts.append(look_up(self.scenario, batch.scenario))
         return torch.cat(parts, 1)
 
-    def field_rows(self, fields: Tensor) -> Tensor:
-        """Look up fields (B, F): (B, F * size). Small tables are joined for one look-up, large ones not.
+    def field_rows(self, fields: Tensor) -> list[Tensor]:
+        """Look up fields (B, F): parts (B, .) which side by side, in this order, are (B, F * size).
 
-        So the cost grows with the batch and the number of fields, never with a table.
+        Small tables are joined for one look-up, large ones not. So the cost grows with the batch and the
+        number of fields, never with a table.
         """
         tables = [self.table(vocabulary) for vocabulary in self.fields.values()]
         small = [i for i, table in enumerate(tables) if len(table) <= JOINED]
-        large = [i for i, table in enumerate(tables) if len(table) > JOINED]
-        parts = [look_up(tables[i], fields[:, i], self.sparse).unsqueeze(1) for i in large]
+        runs: list[list[int]] = []  # neighbours of which no table is large, or one large one alone
+        for i in range(len(tables)):
+            if i in small and i - 1 in small:
+                runs[-1].append(i)
+            else:
+                runs.append([i])
+        pieces: Iterator[Tensor] = iter(())
         if small:
             names = [name for i, name in enumerate(self.fields) if i in small]
-            parts.append(joined_rows(names, [tables[i] for i in small], fields[:, small]))
-        found = torch.cat(parts, 1)  # (B, F, size), large tables' fields first
-        order = large + small
-        if order != sorted(order):
-            back = torch.tensor(order, device=fields.device).argsort()
-            found = found.index_select(1, back)
-        return found.flatten(1)
+            joined = joined_rows(names, [tables[i] for i in small], fields[:, small]).flatten(1)
+            widths = [self.size * len(run) for run in runs if run[0] in small]
+            pieces = iter(joined.split(widths, 1))
+        return [
+            next(pieces) if i in small else look_up(tables[i], fields[:, i], self.sparse)
+            for i, *_ in runs
+        ]
 
 
 def joined_rows(names: Sequence[str], tables: Sequence[Tensor], fields: Tensor) -> Tensor:

@@ -121,9 +121,9 @@ class PastEmbeddings(Embeddings):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the input (B, width) in the order of `Embeddings`, without the history."""
-        gates, parts = self.multipliers(batch), [self.field_rows(batch.fields)]
+        gates, parts = self.multipliers(batch), self.field_rows(batch.fields)
         if gates is not None:
-            parts = [parts[0] * gates.fields.repeat_interleave(self.size, 1)]
+            parts = [torch.cat(parts, 1) * gates.fields.repeat_interleave(self.size, 1)]
         for name in self._others:
             table, ids = self.table(self.lists[name]), batch.lists[name]
             parts.append(pool(table, ids, self.sparse, gates and gates.lists[name]))
