@@ -171,6 +171,8 @@ def execute(
 
     others: who watches the run beside its loggers.
     """
+    # Determinism would also write NaN into memory before it is used, on which no number depends.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     about = Run(**record["about"])
     updaters: dict[str, Updater] = {
         str(name): made(one, f"updater.{name}") for name, one in config.updater.items()
