@@ -1,7 +1,8 @@
 """Commands that run as `python -m incrs.train` does, but forked from a process that has done their imports.
 
-To import takes a command most of its time. What starts processes itself, or is told apart by how Python
-was started, is run by `subprocess` instead, as whatever is sent signals.
+To import takes a command most of its time, and so it does processes that train together. What starts
+processes itself, or is told apart by how Python was started, is run by `subprocess` instead, as whatever
+is sent signals.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import resource
 import selectors
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
+
+from torch.multiprocessing import start_processes
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +50,12 @@ class Done(NamedTuple):
     returncode: int
     stderr: str
     stdout: str
+
+
+def at_once(work: Callable[..., None], folder: Path, processes: int) -> None:
+    """Run work(rank, folder) in so many processes at once; raise what one of them raises."""
+    get_context("forkserver").set_forkserver_preload(["incrs.train"])
+    start_processes(work, (str(folder),), processes, start_method="forkserver")
 
 
 @cache

@@ -37,6 +37,7 @@ from incrs.updaters.batch import BatchWindow
 from incrs.updaters.finetune import Finetune
 from incrs.updaters.incctr import IncCTR
 from incrs.updaters.incmsr import IncMSR
+from tests.commands import at_once
 from tests.conftest import CONF
 from tests.models.toy import doubled, rows
 from tests.test_roster import ABOUT, Living, backbone_of
@@ -425,8 +426,9 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("together")  # with others that fork from one process
 def test_two_processes_train_to_the_numbers_of_one(tmp_path):
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    at_once(work, tmp_path, 2)
     expected = trained()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, value in expected.items():

@@ -23,6 +23,7 @@ from incrs.period import Batch
 from incrs.updaters.base import Updater
 from incrs.updaters.incctr import IncCTR
 from incrs.updaters.incmsr import IncMSR
+from tests.commands import at_once
 from tests.conftest import CONF
 from tests.models.toy import SCHEMA, doubled, roughen, rows
 
@@ -174,7 +175,7 @@ pytestmark = pytest.mark.xdist_group("together")  # one fixture for all
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every process of two, and of three, came to."""
     folder = tmp_path_factory.mktemp("together")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=3)
+    at_once(work, folder, 3)
     return {
         world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
         for world in (2, 3)

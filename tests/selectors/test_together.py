@@ -20,6 +20,7 @@ from incrs.module import ScenarioModule
 from incrs.period import Batch
 from incrs.selection import put, values_of
 from incrs.selectors.search import Search, gated, open_gates
+from tests.commands import at_once
 from tests.conftest import SCHEMA
 from tests.models.toy import doubled, roughen, rows
 from tests.selectors.toy import SELECTORS, SOONER, backbone_of, selector
@@ -116,14 +117,14 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-pytestmark = pytest.mark.xdist_group("searched")  # one fixture for all
+pytestmark = pytest.mark.xdist_group("together")  # one fixture for all
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     """What each of two processes came to."""
     folder = tmp_path_factory.mktemp("together")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    at_once(work, folder, 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
