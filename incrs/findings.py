@@ -93,7 +93,7 @@ def draw_updater(updater: str, rows: Iterable[Finding], path: Path) -> None:
                 (handles[what],) = axis.plot(
                     *np.transpose(points), "o-", color=colour, markersize=3
                 )
-            axis.set_title(group)
+            axis.set_title(group, y=1.0)  # its place given: matplotlib asks every tick otherwise
             if axis.dataLim.y0 > 0 and axis.dataLim.y1 > 10 * axis.dataLim.y0:
                 axis.set_yscale("log")
                 axis.yaxis.set_minor_locator(NullLocator())
@@ -109,4 +109,4 @@ def draw_updater(updater: str, rows: Iterable[Finding], path: Path) -> None:
         labels = [what for what in names if what in handles]
         figure.legend([handles[x] for x in labels], labels, loc="lower center", ncols=6)
         with replacing(path) as partial:
-            figure.savefig(partial, dpi=150, format="png")
+            figure.savefig(partial, dpi=150, format="png", pil_kwargs={"compress_level": 1})

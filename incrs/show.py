@@ -125,7 +125,8 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
                     values = [np.nan if r.value is None else r.value for r in found]
                     label = "oracle" if metric != main else found[0].updater
                     axis.plot([r.period for r in found], values, style, label=label, markersize=3)
-            axis.set_title(f"scenario {name}" if name != POOLED else "all scenarios")
+            title = f"scenario {name}" if name != POOLED else "all scenarios"
+            axis.set_title(title, y=1.0)  # its place given: matplotlib asks every tick otherwise
             axis.set_xlabel("period")
             axis.set_ylabel(titled(main))
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -134,4 +135,4 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
             axis.remove()
         figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=2)
         with replacing(path) as partial:
-            figure.savefig(partial, dpi=150, format="png")
+            figure.savefig(partial, dpi=150, format="png", pil_kwargs={"compress_level": 1})
