@@ -7,9 +7,9 @@ The step is asmg's at the size of its paper's Sobazaar log: 17,126 users and 24,
 histories of 30, layers 24-12-6-1, three models and batches of 256 rows of each of their three periods.
 A larger log's batches hold as many different ids, drawn from those spread over the whole table. Memory
 is the system's word on a process of its own. Periods are timed as run.json has them: training on D_t,
-and what is learnt from D_{t+1} once it was scored. Contestants take turns. What bounds them: a step of asmg
-scores k batches, which alone costs k passes of fine-tuning, and takes a GRU step forward and back for
-every dense weight; sml's transfer takes eight or more GELUs for every number, forward and back.
+scoring D_{t+1}, and what is learnt from it thereafter. Contestants take turns. What bounds them: a step
+of asmg scores k batches, which alone costs k passes of fine-tuning, and takes a GRU step forward and back
+for every dense weight; sml's transfer takes eight or more GELUs for every number, forward and back.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -225,39 +224,44 @@ class TunedLog(RandomLog):
         self.roles = assign_roles(1, K + 1, None, periods, "data")
 
 
-def seconds_of(source: Source, contestant: str, batch_size: int = 2000) -> list[float]:
-    """Run the protocol; return what every test period's update cost, by run.json."""
+PARTS = ("fit", "score", "learn_next")
+"""What a period's seconds are spent on, as run.json names them."""
+
+
+def seconds_of(source: Source, contestant: str, batch_size: int = 2000) -> list[list[float]]:
+    """Run the protocol; return what the PARTS of every test period cost, by run.json."""
     with tempfile.TemporaryDirectory(prefix="meta.") as name:
         folder = RunFolder(Path(name))
         about = Run("0", source.name, "embedding_mlp", contestant, 0)
         stream = PeriodStream(source, batch_size)
         run(stream, module_for(source, contestant), trainer(), folder, about, warmup_epochs=1)
         tested = [one for one in folder.record["timings"] if one["period"] > stream.warmup + K]
-    return [one["fit_seconds"] + one["learn_next_seconds"] for one in tested[:-1]]
+    return [[one[f"{part}_seconds"] for part in PARTS] for one in tested[:-1]]
 
 
 def period_cost(rows: int, periods: int, times: int, contestants: Sequence[str]) -> None:
     """Time whole periods of what generates weights against those of fine-tuning."""
     source = TunedLog(rows, periods)
     names = [n for n in contestants if (CONF / "updater" / f"{n.split()[0]}.yaml").exists()]
-    runs: Mapping[str, Callable[[], list[float]]] = {
-        name: partial(seconds_of, source, name) for name in names
-    }
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    taken: dict[str, list[list[float]]] = {name: [] for name in names}
     for _ in range(times):
-        for name, once in runs.items():
-            taken[name] += once()
+        for name in names:
+            taken[name] += seconds_of(source, name)
     table = Table(
         title=f"a period of {rows:,} rows, as KuaiRand's; embedding_mlp 64-32, batch 2000",
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
     table.add_column("updater")
-    for head in ("s/period", "times finetune"):
+    for head in ("s to fit", "to score", "to learn", "s/period", "times finetune", "unscored"):
         table.add_column(head, justify="right")
+    bases = taken["finetune"]
     for name, spent in taken.items():
-        cost = ratio(spent, taken["finetune"])
-        table.add_row(name, f"{statistics.median(spent):.2f}", f"{cost:.2f}")
+        parts = [statistics.median(some) for some in zip(*spent, strict=True)]
+        whole = ratio([sum(one) for one in spent], [sum(one) for one in bases])
+        unscored = ratio([a + c for a, _, c in spent], [a + c for a, _, c in bases])
+        cells = [*parts, statistics.median(map(sum, spent)), whole, unscored]
+        table.add_row(name, *(f"{cell:.2f}" for cell in cells))
     console.print(table)
 
 
