@@ -190,7 +190,7 @@ NEXT_ITEMS = [
 
 def backbone(name: str, *settings: str) -> Method:
     """Return a backbone, which chooses its learning rate."""
-    rates = {"optimizer.lr": ["0.001", "0.003", "0.01"]}
+    rates = {"optimizer.lr": ["0.001", "0.003", "0.01", "0.0003"]}
     return Method([f"model={name}", *settings], rates)
 
 
