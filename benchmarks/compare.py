@@ -190,7 +190,7 @@ NEXT_ITEMS = [
 
 def backbone(name: str, *settings: str) -> Method:
     """Return a backbone, which chooses its learning rate."""
-    rates = {"optimizer.lr": ["0.001", "0.003", "0.01", "0.0003"]}
+    rates = {"optimizer.lr": ["0.001", "0.003", "0.01", "0.0003", "0.0001"]}
     return Method([f"model={name}", *settings], rates)
 
 
@@ -328,9 +328,10 @@ def folders(below: Path) -> list[Path]:
 
 
 def train(where: Path, settings: Sequence[str], expected: int) -> list[Path]:
-    """Run a sweep into `where`, unless it is there already; return its runs' folders."""
-    done = folders(where)
-    if len(done) == expected:
+    """Run a sweep into `where`, unless it was with these settings; return its runs' folders."""
+    done, given = folders(where), where / "settings.json"
+    same = not given.exists() or json.loads(given.read_text()) == list(settings)
+    if len(done) == expected and same:
         return done
     subprocess.run(["rm", "-rf", str(where)], check=True)
     command = [sys.executable, "-m", "incrs.train", "-m", *settings]
@@ -344,6 +345,7 @@ def train(where: Path, settings: Sequence[str], expected: int) -> list[Path]:
     done = folders(where)
     if len(done) != expected:
         raise RuntimeError(f"{where}: {len(done)} of {expected} runs finished: {' '.join(command)}")
+    given.write_text(json.dumps(list(settings)))
     print(f"{where}: {time.perf_counter() - began:.0f} s", flush=True)
     return done
 
