@@ -67,14 +67,18 @@ class RunFolder:
             try:
                 yield
             finally:
-                file.unlink()
+                file.unlink(missing_ok=True)  # somebody may have taken the folder away
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Raise Mistake where the disk turns out to be full while inside."""
+        """Raise Mistake where the disk turns out to be full, or the folder is removed, while inside."""
         try:
             yield
         except (OSError, SafetensorError) as error:
+            if not self.path.exists():
+                raise Mistake(
+                    f"{self.path}: the folder was removed while the run worked in it; start the run again"
+                ) from error
             if not is_full(error):
                 raise
             how = f", then go on with resume={self.path}" if self.record else ""

@@ -23,6 +23,7 @@ import torch
 from benchmarks.kills import COMMAND, content, make_log, run_of
 from incrs import results
 from incrs.data.stream import PeriodStream
+from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule
 from incrs.period import Period
@@ -371,3 +372,11 @@ def test_a_run_stopped_at_random_moments_ends_in_the_bytes_of_the_undisturbed_on
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every run ended in the bytes of the undisturbed one" in done.stdout
+
+
+def test_a_run_whose_folder_is_removed_says_so(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    said = pytest.raises(Mistake, match="run: the folder was removed while the run worked in it")
+    with said, folder.claimed(), folder.written():
+        shutil.rmtree(folder.path)
+        results.write(folder.results, [])
