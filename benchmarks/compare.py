@@ -205,6 +205,7 @@ BACKBONES = {
     "star": backbone("star"),
     "pepnet": backbone("pepnet"),
     "shared_bottom": backbone("shared_bottom"),
+    "embedding_mlp": backbone("embedding_mlp"),
     "dnn": backbone("dnn", "model.hidden=[128,64]"),
     "deepfm": backbone("deepfm", "model.hidden=[128,64]"),
     "dcn": backbone("dcn"),
