@@ -75,7 +75,8 @@ class RunFolder:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            if not self.path.exists():
+            ours = isinstance(error, SafetensorError) or str(self.path) in str(error)
+            if ours and not self.path.exists():
                 raise Mistake(
                     f"{self.path}: the folder was removed while the run worked in it; start the run again"
                 ) from error
