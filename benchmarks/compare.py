@@ -331,7 +331,7 @@ def folders(below: Path) -> list[Path]:
 def train(where: Path, settings: Sequence[str], expected: int) -> list[Path]:
     """Run a sweep into `where`, unless it was with these settings; return its runs' folders."""
     done, given = folders(where), where / "settings.json"
-    same = not given.exists() or json.loads(given.read_text()) == list(settings)
+    same = given.exists() and json.loads(given.read_text()) == list(settings)
     if len(done) == expected and same:
         return done
     subprocess.run(["rm", "-rf", str(where)], check=True)
