@@ -70,10 +70,16 @@ class Sweeping(Callback):
     """Is told by Hydra, by conf/train.yaml, that a sweep begins, and keeps its folder."""
 
     folder: ClassVar[Path | None] = None
+    pid: ClassVar[int | None] = None
 
     def on_multirun_start(self, config: DictConfig, **others: Any) -> None:
         """Keep the folder."""
-        Sweeping.folder = Path(str(config.hydra.sweep.dir))
+        Sweeping.folder, Sweeping.pid = Path(str(config.hydra.sweep.dir)), os.getpid()
+
+    @staticmethod
+    def here() -> bool:
+        """Return whether this process is a sweep's command: so its jobs run here, one after the other."""
+        return Sweeping.pid == os.getpid()
 
 
 class Job:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+"""What asks a command to stop."""
+
 
 class Interrupted(BaseException):
     """A signal asked the run to stop.  `number`: the signal's."""
@@ -61,7 +64,17 @@ def uninterrupted() -> Iterator[None]:
             raise Interrupted(number)
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Let signals wait while a process is started, which begins deaf: one started is one known of."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def silence() -> None:
     """Let a signal end the process at once from now on: nothing is left to finish."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)

@@ -30,11 +30,11 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from incrs import console, findings, report, selection, show
+from incrs import console, drawing, report, selection, show
 from incrs.dashboard import Watcher
 from incrs.data.base import Source
 from incrs.data.stream import PeriodStream
-from incrs.door import CONF, FIRST, enter, made, maker
+from incrs.door import CONF, FIRST, Sweeping, enter, made, maker
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.launchers.standing import is_finished
@@ -255,6 +255,7 @@ def execute(
             watcher.run_begins()
         taken = kept.take(watchers) if kept else None
         rows = taken
+        beside = drawing.beside() if taken is None and Sweeping.here() else None
         if rows is None:
             rows = run(
                 stream,
@@ -280,7 +281,7 @@ def execute(
             watcher.run_ends(finished)
     if not FIRST:
         return
-    record = folder.record | {"finished": True}
+    record = folder.record
     record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - began
     if phases:
         record["phases"] = counted(record["timings"])
@@ -288,14 +289,21 @@ def execute(
     if HydraConfig.get().mode is RunMode.RUN:  # a sweep sums up at its end
         scored = {one["period"] + 1: one["scored"] for one in record["timings"]}
         show.show_run(rows, about, scored)
-    if taken is None:
-        show.draw_curves(rows, folder.path / "curves.png")
-        findings.draw(folder.path)
-        if selector is not None:
-            selection.draw(folder.path)
-            selection.export(folder.path, module.backbone)
-        if kept:
+    if taken is None and selector is not None:
+        selection.draw(folder.path)
+        selection.export(folder.path, module.backbone)
+
+    def finish() -> None:
+        folder.write_record(folder.record | {"finished": True})
+        if kept and taken is None:
             kept.keep()
+
+    if beside is not None:
+        beside.draw(folder.path, finish)
+    else:
+        if taken is None:
+            drawing.draw(folder.path)
+        finish()
     console.line(f"everything is in {folder.path}")
 
 
@@ -321,6 +329,7 @@ def check_processes(trainer: L.Trainer) -> None:
 
 def sum_up(sweep: Path) -> None:
     """Show the summary of a sweep's runs that are finished, wherever they ran."""
+    drawing.settle()
     records = sorted(sweep.rglob("run.json"))
     done = [one.parent for one in records if json.loads(one.read_text())["finished"]]
     if len(done) > 1:

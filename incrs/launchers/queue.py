@@ -13,8 +13,8 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from incrs.launchers.slots import Slot, confine
+from incrs.signals import SIGNALS, unheard
 
 LOG = "log.txt"
 """The file in a job's folder that holds what it printed."""
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
 PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 """What a job is asked to end with, and the seconds it gets until the next."""
 
@@ -93,7 +93,7 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot], watch: Watch) -> list[En
     try:
         while waiting or running:
             while waiting and free:
-                with _unheard():  # a process started is a process known of
+                with unheard():
                     running.append(_start(waiting.popleft(), free.pop(0)))
             watch.stands(running, len(waiting))
             ready = wait([one.process.sentinel for one in running], watch.pause)
@@ -109,15 +109,6 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot], watch: Watch) -> list[En
     finally:
         _end([one.process for one in running])
     return over
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(job: Job, slot: Slot) -> Running:
