@@ -2,7 +2,7 @@
 
 python -m benchmarks.shared data=kuairand data.path=...     two sweeps, alone, sharing, and again
 python -m benchmarks.shared --smoke                         the same in small, on the embedded log
-python -m benchmarks.shared data=tmall --only asmg          one of the two
+python -m benchmarks.shared model=embedding_mlp data=... --only asmg        one of the two
 
 Sweeps: {finetune, batch, incctr, incmsr} by 5 seeds, and asmg's k = 1..6 by hidden size 4, 8, 12, 16.
 Each is run three times: with share=false, sharing from an empty shelf, and sharing once more. All files
@@ -30,15 +30,17 @@ from typing import Any, NamedTuple
 SWEEPS = {
     "updaters": ["updater=finetune,batch,incctr,incmsr", "seed=0,1,2,3,4"],
     "asmg": [
-        *("updater=asmg", "updater.asmg.share=per_output"),
-        *("updater.asmg.k=1,2,3,4,5,6", "updater.asmg.hidden_size=4,8,12,16"),
+        "updater=asmg",
+        "updater.asmg.k=1,2,3,4,5,6",
+        "updater.asmg.hidden_size=4,8,12,16",
     ],
 }
 SMOKE = {
     "updaters": ["updater=finetune,batch,incctr,incmsr", "seed=0,1"],
     "asmg": [
-        *("updater=asmg", "updater.asmg.share=per_output"),
-        *("updater.asmg.k=1,2", "updater.asmg.hidden_size=4,8"),
+        "updater=asmg",
+        "updater.asmg.k=1,2",
+        "updater.asmg.hidden_size=4,8",
     ],
 }
 SMALL = ["model=dcn", "data.rows_per_period=400", "data.users=100", "data.items=80"]

@@ -183,6 +183,7 @@ def enter(
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; told below
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    gc.enable()  # see incrs/__init__.py
     gc.freeze()  # what was imported stays: no collection after a run needs to look through it
     check_flags()
     listen()

@@ -16,6 +16,7 @@ A sweep may be looked at while it runs; what is missing is told.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -201,4 +202,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gc.enable()  # see incrs/__init__.py
     sys.exit(main())

@@ -109,3 +109,9 @@ def test_every_yaml_has_the_name_of_its_leaf() -> None:
                 continue
             leaf = BORROWED.get(path.stem, path.stem)
             assert f"incrs.{room}s.{leaf}." in path.read_text(), f"{path} names another leaf"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_can_be_started_collects_garbage(path: Path) -> None:
+    foot = path.read_text().partition('if __name__ == "__main__":')[2]
+    assert not foot or "enter(" in foot or "gc.enable()" in foot
