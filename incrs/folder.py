@@ -6,7 +6,9 @@
                                     row k of a table is the log's id k, or with admission or expiry
                                     what period=0007.ids.safetensors says
     checkpoint/period=0006-scored/  what training on period 7 starts from; only the last is kept.
-                                    `-scored` where period 7 had come and was scored
+                                    `-scored` where period 7 had come and was scored. There is one after
+                                    the last period, and before that after every one, but that
+                                    writing them shall take a fiftieth of the time at most
     findings.csv                    what updaters found out in each period, where any does
     selection.csv, selection.png, pruned/       what a selector kept: see `incrs.selection`
     curves.png, findings_*.png, losses.csv      for people
@@ -19,8 +21,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +40,9 @@ from incrs.results import Row, replace_text, replacing
 from incrs.roster import Roster
 from incrs.updaters.base import Weights
 
+PAUSE = 50
+"""Times as long as it took to write a checkpoint passes until the next one."""
+
 
 class Done(NamedTuple):
     """How far a run is: the last period learnt, and whether the one after it was scored."""
@@ -49,6 +56,12 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self._next = -math.inf  # when a checkpoint is due, by the monotonic clock
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() >= self._next
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -143,6 +156,7 @@ class RunFolder:
 
         scored: whether the period after it had come and was scored.
         """
+        began = time.monotonic()
         parent = self.path / "checkpoint"
         target = parent / (f"period={period:04d}" + ("-scored" if scored else ""))
         partial = parent / f".{target.name}.partial"
@@ -162,6 +176,8 @@ class RunFolder:
         for old in parent.glob("period=*"):
             if old != target:
                 shutil.rmtree(old)
+        ended = time.monotonic()
+        self._next = ended + PAUSE * (ended - began)
 
     def restore(self, module: ScenarioModule, roster: Roster) -> Done | None:
         """Load the last checkpoint into module and roster; return how far it is, None if there is none."""

@@ -367,5 +367,6 @@ def run(
             if selection is not None:
                 selection.write(folder.path)
             folder.add_timing(timing)
-            folder.save(t, following is not None, module, stream.roster)
+            if following is None or folder.due:
+                folder.save(t, following is not None, module, stream.roster)
     return rows
