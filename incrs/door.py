@@ -66,6 +66,25 @@ class JobsFailed(BaseException):
         self.numbers, self.jobs = numbers, jobs
 
 
+COMPOSED = 200
+"""So many jobs' configurations wait at a time to be used a second time."""
+
+
+def composed_once(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """Return what composes a job's configuration for two: the sweeper, which checks it, and the launcher."""
+    waiting: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        found = waiting.pop(tuple(sweep_overrides), None)
+        if found is None:
+            found = compose(master_config, sweep_overrides)
+            if len(waiting) < COMPOSED:
+                waiting[tuple(sweep_overrides)] = found
+        return found
+
+    return load_sweep_config
+
+
 class Sweeping(Callback):
     """Is told by Hydra, by conf/train.yaml, that a sweep begins, and keeps its folder."""
 
@@ -73,8 +92,12 @@ class Sweeping(Callback):
     pid: ClassVar[int | None] = None
 
     def on_multirun_start(self, config: DictConfig, **others: Any) -> None:
-        """Keep the folder."""
+        """Keep the folder; have every job composed once where the jobs run here."""
         Sweeping.folder, Sweeping.pid = Path(str(config.hydra.sweep.dir)), os.getpid()
+        if config.hydra.runtime.choices["hydra/launcher"] == "basic":
+            loader = GlobalHydra.instance().config_loader()
+            compose = composed_once(loader.load_sweep_config)
+            loader.load_sweep_config = compose  # type: ignore[method-assign]
 
     @staticmethod
     def here() -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import signal
 import warnings
-from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from multiprocessing import get_context
@@ -14,7 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from incrs import findings, results, show
-from incrs.errors import Mistake, is_full
+from incrs.errors import Mistake
+from incrs.folder import RunFolder
+from incrs.kept import Kept
 from incrs.signals import SIGNALS, unheard
 
 
@@ -24,14 +24,22 @@ def draw(folder: Path) -> None:
     findings.draw(folder)
 
 
+def finish(folder: RunFolder, kept: Kept | None) -> None:
+    """Draw a run's pictures; then it is finished, and others may take it."""
+    draw(folder.path)
+    folder.write_record(folder.record | {"finished": True})
+    if kept:
+        kept.keep()
+
+
 class Beside:
-    """Draws in a process of its own, forked before anything is computed; what remains is drawn at exit."""
+    """Finishes runs in a process of its own, forked before anything is computed."""
 
     def __init__(self) -> None:
         context = get_context("fork")
         self._pipe, theirs = context.Pipe()
-        self._then: deque[tuple[Path, Callable[[], None]]] = deque()
-        process = context.Process(target=_draw_all, args=(theirs, self._pipe), daemon=True)
+        self._open = 0  # runs that it has not answered for
+        process = context.Process(target=_serve, args=(theirs, self._pipe), daemon=True)
         with unheard(), warnings.catch_warnings():
             # Of threads, which an import may have left asleep.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -40,27 +48,26 @@ class Beside:
         self._process = process
         atexit.register(self._close)
 
-    def draw(self, folder: Path, then: Callable[[], None]) -> None:
-        """Have a run's pictures drawn, and `then` called in this process at the next call after that."""
-        self._then.append((folder, then))
-        with suppress(BrokenPipeError):  # it has ended, which `settle` finds
-            self._pipe.send(folder)
+    def finish(self, folder: RunFolder, kept: Kept | None) -> None:
+        """Have a run finished; raise Mistake where one before it could not be."""
         self.settle(wait=False)
+        with suppress(BrokenPipeError):  # it has ended, which `settle` finds
+            self._pipe.send((folder, kept))
+        self._open += 1
 
     def settle(self, wait: bool = True) -> None:
-        """Call what waits for pictures that are drawn.  wait: until all are.
+        """Hear what became of runs.  wait: until all are finished.
 
-        Raises Mistake where one could not be drawn.
+        Raises Mistake where one could not be.
         """
-        while self._then and (wait or self._pipe.poll()):
+        while self._open and (wait or self._pipe.poll()):
             try:
                 said = self._pipe.recv()
             except EOFError:
                 raise RuntimeError("the process that draws pictures has ended") from None
-            folder, then = self._then.popleft()
+            self._open -= 1
             if said:
-                raise Mistake(f"{folder}: its pictures cannot be drawn: {said}")
-            then()
+                raise Mistake(said)
 
     def _close(self) -> None:
         with suppress(Mistake, RuntimeError, OSError):
@@ -71,7 +78,7 @@ class Beside:
 
 @cache
 def beside() -> Beside:
-    """Return the one process of this command that draws."""
+    """Return the one process of this command that finishes runs."""
     return Beside()
 
 
@@ -81,8 +88,8 @@ def settle() -> None:
         beside().settle()
 
 
-def _draw_all(asked: Connection, others: Connection) -> None:
-    """Be the process: draw what is asked for until nobody is there to ask."""
+def _serve(asked: Connection, others: Connection) -> None:
+    """Be the process: finish what is asked for until nobody is there to ask."""
     others.close()
     # A terminal's Ctrl-C reaches all of a command's processes: this one is told by the pipe's end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -90,12 +97,11 @@ def _draw_all(asked: Connection, others: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     with suppress(EOFError, BrokenPipeError):
         while True:
-            folder = asked.recv()
+            folder, kept = asked.recv()
             said = ""
             try:
-                draw(folder)
-            except OSError as error:
-                if folder.exists() and not is_full(error):
-                    raise
-                said = " ".join(str(error).split())
+                with folder.written():
+                    finish(folder, kept)
+            except Mistake as mistake:
+                said = str(mistake)
             asked.send(said)

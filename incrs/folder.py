@@ -8,7 +8,7 @@
     checkpoint/period=0006-scored/  what training on period 7 starts from; only the last is kept.
                                     `-scored` where period 7 had come and was scored. There is one after
                                     the last period, and before that after every one, but that
-                                    writing them shall take a fiftieth of the time at most
+                                    writing them shall take a hundredth of the time at most
     findings.csv                    what updaters found out in each period, where any does
     selection.csv, selection.png, pruned/       what a selector kept: see `incrs.selection`
     curves.png, findings_*.png, losses.csv      for people
@@ -40,7 +40,7 @@ from incrs.results import Row, replace_text, replacing
 from incrs.roster import Roster
 from incrs.updaters.base import Weights
 
-PAUSE = 50
+PAUSE = 100
 """Times as long as it took to write a checkpoint passes until the next one."""
 
 

@@ -292,18 +292,12 @@ def execute(
     if taken is None and selector is not None:
         selection.draw(folder.path)
         selection.export(folder.path, module.backbone)
-
-    def finish() -> None:
+    if taken is not None:
         folder.write_record(folder.record | {"finished": True})
-        if kept and taken is None:
-            kept.keep()
-
-    if beside is not None:
-        beside.draw(folder.path, finish)
+    elif beside is not None:
+        beside.finish(folder, kept)
     else:
-        if taken is None:
-            drawing.draw(folder.path)
-        finish()
+        drawing.finish(folder, kept)
     console.line(f"everything is in {folder.path}")
 
 

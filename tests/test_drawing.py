@@ -8,60 +8,61 @@ from pathlib import Path
 
 import pytest
 
-from incrs import drawing, results
+from incrs import drawing
 from incrs.errors import Mistake
+from incrs.folder import RunFolder
 from tests.commands import forked
 from tests.test_show import ROWS
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "run"
-    made.mkdir()
-    results.write(made / results.FILE, ROWS)
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "run")
+    made.write_record({"finished": False})
+    made.write_results(ROWS)
     return made
 
 
-def test_pictures_drawn_beside_are_those_drawn_at_once(folder: Path, tmp_path: Path) -> None:
-    then: list[bool] = []
+def test_pictures_drawn_beside_are_those_drawn_at_once(folder: RunFolder) -> None:
     beside = drawing.Beside()
-    beside.draw(folder, lambda: then.append((folder / "curves.png").exists()))
+    beside.finish(folder, None)
     beside.settle()
-    assert then == [True]
-    found = (folder / "curves.png").read_bytes()
-    drawing.draw(folder)
-    assert found == (folder / "curves.png").read_bytes()
+    found = (folder.path / "curves.png").read_bytes()
+    assert folder.record["finished"]
+    drawing.draw(folder.path)
+    assert found == (folder.path / "curves.png").read_bytes()
 
 
-def test_a_folder_that_is_gone_is_said_and_the_next_is_drawn(folder: Path, tmp_path: Path) -> None:
-    then: list[str] = []
+def test_a_folder_that_is_gone_is_said_and_the_next_run_is_finished(
+    folder: RunFolder, tmp_path: Path
+) -> None:
     beside = drawing.Beside()
-    beside.draw(tmp_path / "gone", lambda: then.append("gone"))
-    beside.draw(folder, lambda: then.append("run"))
-    with pytest.raises(Mistake, match=r"gone: its pictures cannot be drawn: .*No such file"):
+    beside.finish(RunFolder(tmp_path / "gone"), None)
+    with pytest.raises(Mistake, match="gone: the folder was removed"):
         beside.settle()
+    beside.finish(folder, None)
     beside.settle()
-    assert then == ["run"]
+    assert folder.record["finished"]
 
 
-def test_a_process_that_ended_is_noticed(folder: Path) -> None:
+def test_a_process_that_ended_is_noticed(folder: RunFolder) -> None:
     beside = drawing.Beside()
     assert beside._process.pid is not None
     os.kill(beside._process.pid, signal.SIGKILL)
     beside._process.join()
+    beside.finish(folder, None)
     with pytest.raises(RuntimeError, match="has ended"):
-        beside.draw(folder, lambda: pytest.fail("nothing was drawn"))
+        beside.settle()
+    assert not folder.record["finished"]
 
 
-def test_ctrl_c_lets_it_finish_the_pictures(folder: Path) -> None:
-    then: list[str] = []
+def test_ctrl_c_lets_it_finish(folder: RunFolder) -> None:
     beside = drawing.Beside()
     assert beside._process.pid is not None
-    beside.draw(folder, lambda: then.append("run"))
+    beside.finish(folder, None)
     os.kill(beside._process.pid, signal.SIGINT)
     beside._close()
-    assert then == ["run"]
-    assert (folder / "curves.png").exists()
+    assert folder.record["finished"]
 
 
 def test_runs_of_a_sweep_have_the_pictures_of_single_ones(tmp_path: Path) -> None:
