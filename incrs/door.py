@@ -67,19 +67,23 @@ class JobsFailed(BaseException):
 
 
 COMPOSED = 200
-"""So many jobs' configurations wait at a time to be used a second time."""
+"""So many jobs' configurations are kept for a second use."""
 
 
 def composed_once(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     """Return what composes a job's configuration for two: the sweeper, which checks it, and the launcher."""
     waiting: dict[tuple[str, ...], DictConfig] = {}
+    launching = False
 
     def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        nonlocal launching
         found = waiting.pop(tuple(sweep_overrides), None)
-        if found is None:
-            found = compose(master_config, sweep_overrides)
-            if len(waiting) < COMPOSED:
-                waiting[tuple(sweep_overrides)] = found
+        if found is not None:
+            launching = True
+            return found
+        found = compose(master_config, sweep_overrides)
+        if not launching and len(waiting) < COMPOSED:
+            waiting[tuple(sweep_overrides)] = found
         return found
 
     return load_sweep_config

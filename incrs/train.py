@@ -173,6 +173,7 @@ def execute(
     """
     # Determinism would also write NaN into memory before it is used, on which no number depends.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    beside = drawing.beside() if FIRST and Sweeping.here() else None
     about = Run(**record["about"])
     updaters: dict[str, Updater] = {
         str(name): made(one, f"updater.{name}") for name, one in config.updater.items()
@@ -255,7 +256,6 @@ def execute(
             watcher.run_begins()
         taken = kept.take(watchers) if kept else None
         rows = taken
-        beside = drawing.beside() if taken is None and Sweeping.here() else None
         if rows is None:
             rows = run(
                 stream,

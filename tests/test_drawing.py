@@ -7,8 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from incrs import drawing
+from incrs.door import COMPOSED, composed_once
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from tests.commands import forked
@@ -76,3 +78,20 @@ def test_runs_of_a_sweep_have_the_pictures_of_single_ones(tmp_path: Path) -> Non
         for name in ("curves.png", "findings_asmg.png"):
             ours, theirs = (tmp_path / folder / name for folder in (f"sweep/{seed}", f"one{seed}"))
             assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_job_is_composed_once_for_the_two_that_ask() -> None:
+    asked: list[str] = []
+
+    def compose(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        asked.append(sweep_overrides[0])
+        return OmegaConf.create({"seed": sweep_overrides[0]})
+
+    once = composed_once(compose)
+    jobs = [str(n) for n in range(COMPOSED + 2)]
+    checked = [once(OmegaConf.create(), [job]) for job in jobs]
+    launched = [once(OmegaConf.create(), [job]) for job in jobs]
+    assert asked == [*jobs, *jobs[COMPOSED:]]
+    assert [one["seed"] for one in launched] == jobs
+    assert all(a is b for a, b in zip(checked[:COMPOSED], launched, strict=False))
+    assert once(OmegaConf.create(), ["0"]) is not launched[0]
