@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from incrs import metrics
+from incrs import folder, metrics
 from incrs.dashboard import LossCsv, Timing, Watcher
 from incrs.data.stream import PeriodStream
 from incrs.errors import Mistake
@@ -33,7 +33,7 @@ CPU = partial(L.Trainer, accelerator="cpu")
 
 
 def go(
-    folder: Path,
+    where: Path,
     updater: Updater | None = None,
     watchers: Sequence[Watcher] = (),
     lr: float = 0.01,
@@ -44,7 +44,7 @@ def go(
         SmallBackbone(), {"one": updater or Finetune()}, partial(torch.optim.Adam, lr=lr), 3
     )
     stream = PeriodStream(SmallSource(periods=periods), 16, roster, unknown_rate=0.01)
-    return run(stream, module, CPU, RunFolder(folder), ABOUT, watchers)
+    return run(stream, module, CPU, RunFolder(where), ABOUT, watchers)
 
 
 def test_every_period_after_the_warm_up_is_scored_once_in_order(tmp_path: Path) -> None:
@@ -142,6 +142,37 @@ def test_only_the_last_checkpoint_is_kept_and_nothing_half_written(tmp_path: Pat
     go(tmp_path)
     assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["period=0005"]
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".partial")]
+
+
+class Stopping(Watcher):
+    """Stops the run as training on a period begins."""
+
+    def __init__(self, period: int):
+        self.period = period
+
+    def period_begins(self, period: int, name: str, steps: int) -> None:
+        if period == self.period:
+            raise KeyboardInterrupt
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_is_periods_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    whole.mkdir(), part.mkdir()
+    rows = go(whole, watchers=[LossCsv(str(whole), every=3)])
+    monkeypatch.setattr(folder, "PAUSE", 1e9)
+    with pytest.raises(KeyboardInterrupt):
+        go(part, watchers=[LossCsv(str(part), every=3), Stopping(5)])
+    assert [p.name for p in (part / "checkpoint").iterdir()] == ["period=0001-scored"]
+    assert (part / "serving" / "period=0005.safetensors").exists()
+    assert go(part, watchers=[LossCsv(str(part), every=3)]) == rows
+    assert [p.name for p in (part / "checkpoint").iterdir()] == ["period=0005"]
+    for file in whole.rglob("*"):
+        if file.is_file() and file.name != "run.json":
+            assert file.read_bytes() == (part / file.relative_to(whole)).read_bytes(), file.name
+    timings = json.loads((part / "run.json").read_text())["timings"]
+    assert [t["period"] for t in timings] == [1, 2, 3, 4, 5]
 
 
 def test_timings_are_in_the_record_and_in_no_result(tmp_path: Path) -> None:
