@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from incrs.models.base import Backbone
@@ -31,6 +31,7 @@ class Layout:
     which they lie in DENSE.  groups: (generators, numbers that each of them makes), which together
     make DENSE.  sizes: how many generators each table and each group has, P in all.
     fields: (P,) how many generators the tensor has that a generator works for.
+    which: name of a table -> (dim,) which of all the tables' generators are its own.
     """
 
     def __init__(self, backbone: Backbone, share: str):
@@ -47,6 +48,8 @@ class Layout:
         ]
         self.sizes = [*self.tables.values(), *(count for count, _ in self.groups)]
         counts = torch.tensor([*self.tables.values(), *generators.values()])
+        numbered = torch.arange(sum(self.tables.values())).split(list(self.tables.values()))
+        self.which = dict(zip(self.tables, numbered, strict=True))
         self.fields = counts.repeat_interleave(counts)
 
     def flat(self, weights: Weights) -> Tensor:
@@ -99,7 +102,7 @@ class Generator(nn.Module):
 
         known: under a table's name the models' rows (n, ...) and, where there is one, the state before
         them (n, dim, d); under DENSE (models, P) and, where there is one, the state (d, P).
-        needed: of tables, what is not needed is 0.
+        needed: of tables a model has the rows that its batch or a later one needs.
         """
         return self.named(self.each(self.formula, known, needed or {}))
 
@@ -108,29 +111,26 @@ class Generator(nn.Module):
         made: list[dict[str, Tensor]] = []
         sizes = [shape.numel() for shape in self.layout.dense.values()]
         for j in range(len(next(iter(found.values())))):
-            one = {}
+            one: dict[str, Tensor] = {}
             for name, values in found.items():
-                if name in self.layout.tables:
-                    one[name] = values[j].reshape(-1, *self.layout.rows[name])
-                else:
+                if name == DENSE:
                     parts = zip(self.layout.dense.items(), values[j].split(sizes), strict=True)
                     one |= {dense: part.view(shape) for (dense, shape), part in parts}
+                elif len(shape := self.layout.rows[name]) == 1:
+                    one[name] = values[j]
+                else:
+                    one[name] = values[j].reshape(-1, *shape)
             made.append(one)
         return made
 
     def each(self, formula: Formula, known: Known, needed: Needed) -> dict[str, Sequence[Tensor]]:
         """Return what a formula makes of what is known, S of each: of tables (n, dim), of DENSE (P,)."""
         layout = self.layout
-        tables = [
-            parameter.split(list(layout.tables.values()), -1) for parameter in self.of("tables")
-        ]
-        own = dict(zip(layout.tables, zip(*tables, strict=True), strict=True))
         found: dict[str, Sequence[Tensor]] = {}
         for dim in sorted(set(layout.tables.values())):
             some = {n: known[n] for n in layout.tables if n in known and layout.tables[n] == dim}
             if some:
-                theirs = [torch.stack(same) for same in zip(*(own[n] for n in some), strict=True)]
-                found |= self.of_tables(formula, some, needed, theirs)
+                found |= self.of_tables(formula, some, needed)
         if DENSE in known:
             sequence, *state = known[DENSE]
             at, dense = 0, []
@@ -154,12 +154,9 @@ class Generator(nn.Module):
         return found
 
     def of_tables(
-        self, formula: Formula, known: Known, needed: Needed, parameters: Sequence[Tensor]
+        self, formula: Formula, known: Known, needed: Needed
     ) -> dict[str, Sequence[Tensor]]:
-        """Return what a formula makes of tables with rows of equal length.
-
-        What no later step needs is 0 in those steps.  parameters: (tables, ..., dim).
-        """
+        """Return what a formula makes of tables with rows of equal length: of a step the rows needed."""
         k, names, first = self.models, list(known), next(iter(known.values()))
         dim, counts = first[0][0].numel(), [len(known[name][0]) for name in names]
         steps = max((len(needed[name]) for name in names if name in needed), default=1)
@@ -173,23 +170,30 @@ class Generator(nn.Module):
         if len(first) > k:
             states = packs.packed(torch.cat([known[name][-1] for name in names]).flatten(1)[None])
             h = states.unflatten(3, (dim, -1)).permute(0, 1, 3, 4, 2).flatten(0, 2).contiguous()
-        shapes = [p.shape[1:-1] for p in parameters]
-        flat = [p.movedim(-1, 1).reshape(len(names), dim, -1) for p in parameters]
-        own = torch.cat(flat, 2).index_select(0, packs.owners.to(x.device)).flatten(0, 1)
-        pieces = own.split([shape.numel() for shape in shapes], 1)
-        parts, at = [], 0
+        own = [parameter.movedim(-1, 0) for parameter in self.of("tables")]
+        shapes = [parameter.shape[1:] for parameter in own]
+        joined = torch.cat([parameter.reshape(len(parameter), -1) for parameter in own], 1)
+        which = torch.stack([self.layout.which[name] for name in names])[packs.owners].flatten()
+        joined = joined.index_select(0, which.to(joined.device))
+        pieces = joined.split([shape.numel() for shape in shapes], 1)
+        made: defaultdict[int, list[Tensor]] = defaultdict(list)
+        at = 0
         for late, count in enumerate(packs.counts):  # so many steps before the last
             some, at = slice(at * dim, (at + count) * dim), at + count
             if count:
                 mine = [
                     p[some].reshape(-1, *shape) for p, shape in zip(pieces, shapes, strict=True)
                 ]
-                made = formula(x[: k - late, some], None if h is None else h[some], *mine)
-                parts.append(F.pad(made, (0, 0, 0, 0, 0, late)) if late else made)
-        made = torch.cat(parts, 1).unflatten(1, (-1, dim)).transpose(2, 3)
-        steps_made = packs.unpacked(made).unbind()
-        by_name = zip(*(one.split(counts) for one in steps_made), strict=True)
-        return dict(zip(names, by_name, strict=True))
+                parts = formula(x[: k - late, some], None if h is None else h[some], *mine)
+                for j, part in enumerate(parts.unbind()):
+                    made[j].append(part.unflatten(0, (-1, dim)).transpose(1, 2))
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for j, packed in made.items():
+            step = j if steps > 1 else 0
+            rows = packs.unpacked(torch.cat(packed)[None], step)[0]
+            for name, part in zip(names, rows.split(packs.ways[step].rows), strict=True):
+                found[name].append(part)
+        return dict(found)
 
     @torch.no_grad()
     def whole(self, formula: Formula, known: Known) -> dict[str, Sequence[Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CACHED = 1 << 16
+CACHED = 1 << 15
 """So many numbers at a time go through their GRUs, which stay in the cache."""
 
 Formula = Callable[..., Tensor]
@@ -27,7 +27,8 @@ def gru_step(x: Tensor, h: Tensor, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor
     add_product(gates, w[:, :, : 2 * d].mT, h)
     z, r = gates.sigmoid_().split(d, 1)
     add_product(c, w[:, :, 2 * d :].mT, h * r)
-    c.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which torch takes four times as long for
+    # tanh, which torch takes four times as long for
+    torch.add(c.new_full((), -1.0), c.mul_(2).sigmoid_(), alpha=2, out=c)
     return gates, c, torch.lerp(h, c, z)
 
 
@@ -49,23 +50,34 @@ def _add_by_term(to: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> None:
             torch.mul(a_m, b_m, out=to)
 
 
+def outputs(
+    x: Tensor, h: Tensor, u: Tensor, w: Tensor, out: Tensor, bias: Tensor, kept: list[Tensor] | None
+) -> Tensor:
+    """Return the outputs of every step of Eq. 4 and 5, and add to `kept` what a gradient needs."""
+    made, alone = torch.empty_like(x), x.shape[2] == 1
+    with torch.autocast(x.device.type, enabled=False):
+        for own in blocks(x):
+            h_j, out_own = h[own], out[own].unsqueeze(2)
+            for x_j, y_j in zip(x[:, own], made[:, own], strict=True):
+                gates, c, h_j = gru_step(x_j, h_j, u[own], w[own])
+                if alone:
+                    _add_by_term(y_j.copy_(bias[own, None]).unsqueeze(1), out_own.mT, h_j)
+                else:  # a product of a row and a matrix takes three times as long
+                    torch.sum(out_own * h_j, 1, out=y_j).add_(bias[own, None])
+                if kept is not None:
+                    kept += [gates, c, h_j]
+    return made
+
+
 class _Sequence(torch.autograd.Function):
-    """The outputs of every step of Eq. 4 and 5, with a gradient in a fifth of autograd's memory."""
+    """What `outputs` returns, with a gradient in a fifth of autograd's memory."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, h: Tensor, u: Tensor, w: Tensor, out: Tensor, bias: Tensor
     ) -> Tensor:
-        add_product = adding(x.shape[2])
-        kept, made = [x, u, w, out, h], torch.empty_like(x)
-        with torch.autocast(x.device.type, enabled=False):
-            for own in blocks(x):
-                h_j = h[own]
-                for x_j, y_j in zip(x[:, own], made[:, own], strict=True):
-                    gates, c, h_j = gru_step(x_j, h_j, u[own], w[own])
-                    y_j.copy_(bias[own, None])
-                    add_product(y_j.unsqueeze(1), out[own].unsqueeze(1), h_j)
-                    kept += [gates, c, h_j]
+        kept = [x, u, w, out, h]
+        made = outputs(x, h, u, w, out, bias, kept)
         ctx.save_for_backward(*kept)
         return made
 
@@ -84,41 +96,38 @@ class _Sequence(torch.autograd.Function):
                     gates, c, after = next(rest), next(rest), next(rest)
                     steps.append((gates, c))
                     states.append(after)
-                ends = [
-                    du[own, : 2 * d],
-                    du[own, 2 * d :],
-                    dw[own, :, : 2 * d],
-                    dw[own, :, 2 * d :],
-                ]
+                ends = [du[own].unsqueeze(1), dw[own, :, : 2 * d], dw[own, :, 2 * d :]]
                 # Matrices are multiplied faster into tensors without gaps.
                 sums = ends if alone else [torch.empty_like(end) for end in ends]
-                w_gates, w_c = w[own].split([2 * d, d], 2)
+                parts = torch.empty_like(u[own]).unsqueeze(2)
+                if not alone:
+                    parts = parts.new_empty(*parts.shape[:2], x.shape[2])
+                dgates, (dz, dr, dc) = parts[:, : 2 * d], parts.split(d, 1)
+                (w_gates, w_c), out_own = w[own].split([2 * d, d], 2), out[own].unsqueeze(2)
                 for j in reversed(range(len(x))):
                     (gates, c), before, beta = steps[j], states[j], int(j + 1 < len(x))
                     z, r = gates.split(d, 1)
-                    dy_j = dy[j, own]
-                    add_product(dout[own].unsqueeze(2), states[j + 1], dy_j.unsqueeze(2), beta=beta)
-                    if dh is None:
-                        dh = out[own].unsqueeze(2) * dy_j.unsqueeze(1)
+                    dy_j = dy[j, own].unsqueeze(1)
+                    if alone:
+                        _add_by_term(dout[own].unsqueeze(2), states[j + 1], dy_j, beta=beta)
                     else:
-                        dh.addcmul_(out[own].unsqueeze(2), dy_j.unsqueeze(1))
-                    dgates, dc = torch.empty_like(gates), torch.empty_like(c)
-                    dz, dr = dgates.split(d, 1)
+                        moved = (states[j + 1] * dy_j).sum(2)
+                        dout[own] = dout[own] + moved if beta else moved
+                    dh = out_own * dy_j if dh is None else dh.addcmul_(out_own, dy_j)
                     torch.ops.aten.tanh_backward.grad_input(dh * z, c, grad_input=dc)
                     dq = torch.empty_like(dh)  # of q = h * r
                     add_product(dq, w_c, dc, beta=0)
                     slope = torch.sub(c, before).mul_(dh)
                     torch.ops.aten.sigmoid_backward.grad_input(slope, z, grad_input=dz)
-                    torch.ops.aten.sigmoid_backward.grad_input(dq * before, r, grad_input=dr)
+                    torch.mul(dq, before, out=slope)
+                    torch.ops.aten.sigmoid_backward.grad_input(slope, r, grad_input=dr)
                     if ctx.needs_input_grad[2]:
-                        x_j, q = x[j, own].unsqueeze(2), before * r
-                        add_product(sums[0].unsqueeze(2), dgates, x_j, beta=beta)
-                        add_product(sums[1].unsqueeze(2), dc, x_j, beta=beta)
-                        add_product(sums[2], before, dgates.mT, beta=beta)
-                        add_product(sums[3], q, dc.mT, beta=beta)
+                        q = torch.mul(before, r, out=slope)
+                        add_product(sums[0], x[j, own].unsqueeze(1), parts.mT, beta=beta)
+                        add_product(sums[1], before, dgates.mT, beta=beta)
+                        add_product(sums[2], q, dc.mT, beta=beta)
                     if dx is not None:
-                        dx[j, own] = (u[own, : 2 * d, None] * dgates).sum(1)
-                        dx[j, own] += (u[own, 2 * d :, None] * dc).sum(1)
+                        dx[j, own] = (u[own, :, None] * parts).sum(1)
                     if j:
                         dh = torch.addcmul(dh, dh, z, value=-1).addcmul_(dq, r)
                         add_product(dh, w_gates, dgates)
@@ -141,6 +150,8 @@ def gru(x: Tensor, h: Tensor | None, u: Tensor, w: Tensor, out: Tensor, bias: Te
     """
     if h is None:
         h = x.new_zeros(out.shape[1], *x.shape[1:]).transpose(0, 1)
+    if not torch.is_grad_enabled():
+        return outputs(x, h, u, w, out, bias, None)
     made: Tensor = _Sequence.apply(x, h, u, w, out, bias)
     return made
 

@@ -121,7 +121,7 @@ class WeightLearner(L.LightningModule):
 
     A step's batches are a tuple, as an aligned fit has them.  backbone: how weights score rows; its own
     are not used.  generator: `generator(known, needed)` returns the parameters j = 0, 1, ..., tables with
-    the rows that it was given; what it returns of those that no batch needs from j on does not matter.
+    the rows in front that batch j or a later one needs, or with all that it was given.
     known: what it is given, on the CPU. Of large tables a step brings the rows of its batches to the
     device, which gives the gradient of generating all of them, for the rows of a table are generated
     each for itself; the rest of `known` is brought there once.

@@ -26,6 +26,18 @@ def test_rows_come_back_and_lie_with_those_of_their_table_and_step(
     assert packed.shape == (2, len(packs.owners), packs.size, 3)
     assert sum(packs.counts) == len(packs.owners)
     assert torch.equal(packs.unpacked(packed), x)
+    for j in range(steps):
+        counts = [own[j] if own else rows[i] for i, own in enumerate(needed or [()] * len(rows))]
+        assert packs.ways[j].rows == tuple(counts)
+        some = packed[:, : sum(packs.counts[: steps - j])].detach().requires_grad_()
+        found = packs.unpacked(some, j)
+        parts = x.split(rows, 1)
+        expected = [part[:, :count] for part, count in zip(parts, counts, strict=True)]
+        assert torch.equal(found, torch.cat(expected, 1))
+        weights = torch.rand_like(found)
+        (gradient,) = torch.autograd.grad((weights * found).sum(), some)
+        assert torch.equal(packs.unpacked(gradient, j), weights)
+        assert torch.allclose(gradient.sum(), weights.sum())  # nothing goes to empty places
     weights = torch.rand_like(packed)
     (gradient,) = torch.autograd.grad((weights * packed).sum(), x)
     assert torch.equal(gradient, packs.unpacked(weights))
