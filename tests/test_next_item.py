@@ -30,7 +30,7 @@ from incrs.roster import Roster
 from incrs.runner import run
 from incrs.seeking import DRAWN, SEEN, Seeker, full_loss, sampled_loss, standing
 from incrs.updaters.incctr import IncCTR
-from incrs.updaters.learner import large, renumbered
+from incrs.updaters.renumbering import Renumbering
 from tests.conftest import CONF
 from tests.test_ranking import SCHEMA as SHOP
 from tests.test_ranking import Shop
@@ -198,9 +198,9 @@ def test_a_model_of_pairs_judges_each_item_in_the_rows_place(model: str):
 def test_rows_counted_anew_lose_the_same(loss: str):
     seeker, batch = supplied("sasrec", NextItem(loss, negatives=6))
     batch.fields[3, 2] = 0
-    tables = large(seeker)
-    assert ("embedding.tables.item" in tables) == (loss == "sampled")
-    (other,), rows, _ = renumbered([batch], tables)
+    renumbered = Renumbering(seeker)
+    assert ("embedding.tables.item" in renumbered.tables) == (loss == "sampled")
+    (other,), rows, _ = renumbered([batch])
     state = seeker.state_dict()
     few = {**state, **{name: state[name][ids] for name, ids in rows.items()}}
     ours = seeker(batch)

@@ -72,7 +72,7 @@ class Updater(L.Callback):
         """Return the weights through which a batch of D_t is scored in training, and the batch.
 
         Differentiable in `weights`. Where tables are returned with the rows of the batch alone, the
-        batch comes back with its ids numbered by them: see `incrs.updaters.learner.renumbered`.
+        batch comes back with its ids numbered by them: see `incrs.updaters.renumbering`.
         """
         return weights, batch
 

@@ -11,8 +11,9 @@ from torch import Size, Tensor, nn
 from incrs.models.base import Backbone
 from incrs.updaters.base import Weights
 from incrs.updaters.gru import Formula
-from incrs.updaters.learner import Known, Needed
+from incrs.updaters.learner import Known
 from incrs.updaters.packs import Packs
+from incrs.updaters.renumbering import Needed
 
 DENSE = "dense"
 """The name under which all weights outside of tables lie, one behind the other: (models, P)."""
@@ -203,9 +204,17 @@ class Generator(nn.Module):
         found = self.each(formula, {n: x for n, x in known.items() if n not in large}, {})
         for name in large:
             blocks = zip(*(x.split(BLOCK) for x in known[name]), strict=True)
-            parts = [self.each(formula, {name: block}, {})[name] for block in blocks]
+            parts = [self.of_table(formula, name, block) for block in blocks]
             found[name] = [torch.cat(same) for same in zip(*parts, strict=True)]
         return found
+
+    def of_table(self, formula: Formula, name: str, known: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what a formula makes of many rows of one table."""
+        x = torch.stack([rows.flatten(1).T for rows in known[: self.models]])
+        h = known[-1].permute(1, 2, 0).contiguous() if len(known) > self.models else None
+        which = self.layout.which[name].to(x.device)
+        own = [p.index_select(-1, which).movedim(-1, 0).contiguous() for p in self.of("tables")]
+        return [made.T for made in formula(x, h, *own)]
 
     def influence(self, known: Known) -> dict[str, list[float]]:
         """Return by how much a made weight moves with the same weight of each model, oldest first.

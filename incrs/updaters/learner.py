@@ -14,20 +14,13 @@ from torch.optim import Optimizer
 
 from incrs import together
 from incrs.errors import Mistake
-from incrs.models.base import Backbone, Tables
+from incrs.models.base import Backbone
 from incrs.period import Batch, Period
 from incrs.updaters.base import Weights
-
-SMALL = 128
-"""Tables of at most so many rows are generated whole; of larger ones, the rows of the batch alone."""
+from incrs.updaters.renumbering import Batches, Needed, Renumbering, rows_of_gates
 
 Known = Mapping[str, Sequence[Tensor]]
 """What a generator is given, by name; under a table's name tensors (rows, ...), one row an id."""
-
-Needed = Mapping[str, Sequence[int]]
-"""Name of a table -> for every batch, how many of the rows in front it or a later one holds."""
-
-Batches = Sequence[Batch | None]
 
 
 class Asked(NamedTuple):
@@ -37,83 +30,6 @@ class Asked(NamedTuple):
     known: dict[str, tuple[Tensor, ...]]
     needed: Needed
     gates: tuple[dict[str, Tensor], ...]
-
-
-def large(backbone: Backbone) -> dict[str, tuple[Tables, str]]:
-    """Return those of the backbone's tables that have more than SMALL rows."""
-    tables = backbone.tables()
-    return {
-        name: (of, vocabulary)
-        for name, (of, vocabulary) in tables.items()
-        if len(backbone.get_parameter(name)) > SMALL and vocabulary not in of.whole
-    }
-
-
-def rows_of_gates(
-    backbone: Backbone, tables: Mapping[str, tuple[Tables, str]], rows: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return which rows the gates have where tables have these rows: name of a buffer -> (u,)."""
-    of = {vocabulary: rows[name] for name, (_, vocabulary) in tables.items()}
-    return {name: of[v] for name, (_, v) in backbone.gates().items() if v in of}
-
-
-def renumbered(
-    batches: Batches, tables: Mapping[str, tuple[Tables, str]]
-) -> tuple[tuple[Batch | None, ...], dict[str, Tensor], Needed]:
-    """Return the batches with the rows of tables counted anew, which rows, (u,), and who needs them.
-
-    Rows come in the order of the last batch that holds them, the last one's first; row 0, the
-    unknown's and in lists the padding, stays 0.  tables: name -> where it is and its vocabulary; ids of
-    other vocabularies stay as they are.
-    """
-    if not tables:
-        return tuple(batches), {}, {}
-    of, _ = next(iter(tables.values()))
-    columns = list(of.fields.values())
-    made = [
-        None if b is None else b._replace(fields=b.fields.clone(), lists=dict(b.lists))
-        for b in batches
-    ]
-    device = next((b.label.device for b in batches if b is not None), None)
-    rows: dict[str, Tensor] = {}
-    needed: dict[str, list[int]] = {}
-    for vocabulary in {vocabulary: None for _, vocabulary in tables.values()}:
-        held = [j for j, v in enumerate(columns) if v == vocabulary]
-        named = [name for name, v in {**of.lists, **of.beside}.items() if v == vocabulary]
-        ids = [
-            [x.flatten() for x in (b.fields[:, held], *(b.lists[name] for name in named))]
-            if b
-            else []
-            for b in made
-        ]
-        zero = torch.zeros(1, dtype=torch.int32, device=device)
-        parts = [torch.cat([zero, *some]) for some in ids]
-        unique, places = torch.unique(torch.cat(parts), return_inverse=True)
-        sizes = [len(part) for part in parts]
-        if len(parts) > 1:
-            user = torch.zeros_like(unique)
-            for j, place in enumerate(places.split(sizes)):
-                user[place] = j
-            order = torch.argsort(user, descending=True, stable=True)
-            rank = torch.empty_like(order)
-            rank[order] = torch.arange(len(order), device=device)
-            unique, places = unique[order], rank[places]
-            counts = torch.bincount(user, minlength=len(parts))
-            needed[vocabulary] = counts.flip(0).cumsum(0).flip(0).tolist()
-        else:
-            needed[vocabulary] = [len(unique)]
-        rows[vocabulary] = unique
-        for batch, part, place in zip(made, ids, places.int().split(sizes), strict=True):
-            if batch:
-                new = place[1:].split([len(x) for x in part])
-                batch.fields[:, held] = new[0].view(len(batch.label), len(held))
-                for name, x in zip(named, new[1:], strict=True):
-                    batch.lists[name] = x.view_as(batch.lists[name])
-    return (
-        tuple(made),
-        {name: rows[vocabulary] for name, (_, vocabulary) in tables.items()},
-        {name: needed[vocabulary] for name, (_, vocabulary) in tables.items()},
-    )
 
 
 class WeightLearner(L.LightningModule):
@@ -150,7 +66,8 @@ class WeightLearner(L.LightningModule):
         self.state = state or {}
         self.losses: list[Tensor] = []  # one scalar a step, of the last fit
         self._known, self._shares = known, tuple(shares)
-        self._large = large(backbone)
+        self._renumbered = Renumbering(backbone)
+        self._large = self._renumbered.tables
         renumbered = {vocabulary for _, vocabulary in self._large.values()}
         by_row = {name for name, (_, v) in backbone.gates().items() if v in renumbered}
         self._fixed = [{n: x for n, x in some.items() if n not in by_row} for some in buffers]
@@ -174,7 +91,7 @@ class WeightLearner(L.LightningModule):
 
     def on_before_batch_transfer(self, batch: Batches, dataloader_idx: int) -> Asked:
         """Return the batches with what is known of their rows."""
-        batches, rows, needed = renumbered(batch, self._large)
+        batches, rows, needed = self._renumbered(batch)
         known = {
             name: tuple(x.index_select(0, ids) for x in self._known[name])
             for name, ids in rows.items()

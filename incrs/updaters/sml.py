@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from incrs import together
 from incrs.errors import Mistake
-from incrs.models.base import Backbone, Output, Tables
+from incrs.models.base import Backbone, Output
 from incrs.module import Move, ScenarioModule, clone
 from incrs.period import Batch, Period, Role
 from incrs.updaters.base import Fit, Updater, Weights
-from incrs.updaters.learner import Known, WeightLearner, large, renumbered, rows_of_gates
+from incrs.updaters.learner import Known, WeightLearner
+from incrs.updaters.renumbering import Renumbering, rows_of_gates
 from incrs.updaters.transfer import ROWS, Shape, Transfer, widths
 
 VARIANTS = ("full", "no_cnn", "no_fc")
@@ -126,7 +127,7 @@ class SML(Updater):
         self._made: Weights = {}  # what serves, until anything that it was made of is trained again
         self._transfer: Transfer | None = None  # on the device, while training on D_t
         self._near: dict[str, Tensor] = {}  # W_{t-1}, there
-        self._large: dict[str, tuple[Tables, str]] = {}
+        self._renumbered: Renumbering | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bring f and W_{t-1} to the device."""
@@ -137,19 +138,19 @@ class SML(Updater):
                 name: self.previous[name].to(pl_module.device)
                 for name, _ in pl_module.backbone.named_parameters()
             }
-            self._large = large(pl_module.backbone)
+            self._renumbered = Renumbering(pl_module.backbone)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop what is on the device."""
-        self._transfer, self._near, self._large = None, {}, {}
+        self._transfer, self._near, self._renumbered = None, {}, None
 
     def training_weights(
         self, module: ScenarioModule, weights: Weights, batch: Batch
     ) -> tuple[Weights, Batch]:
         """Return f(W_{t-1}, U_t), of large tables the rows of the batch alone, and the batch so numbered."""
-        if self._transfer is None:
+        if self._transfer is None or self._renumbered is None:
             return weights, batch
-        (found,), rows, _ = renumbered([batch], self._large)
+        (found,), rows, _ = self._renumbered([batch])
         assert found is not None
         known: dict[str, tuple[Tensor, ...]] = {}
         for name, before in self._near.items():
@@ -159,7 +160,7 @@ class SML(Updater):
             else:
                 known[name] = (before, weights[name])
         (made,) = self._transfer(known)
-        at = rows_of_gates(module.backbone, self._large, rows)
+        at = rows_of_gates(module.backbone, self._renumbered.tables, rows)
         gates = {name: weights[name].index_select(0, ids) for name, ids in at.items()}
         return {**weights, **made, **gates}, found
 

@@ -12,8 +12,9 @@ from torch import Size, Tensor, nn
 
 from incrs.models.base import Backbone
 from incrs.updaters.base import Weights
-from incrs.updaters.learner import Known, Needed
+from incrs.updaters.learner import Known
 from incrs.updaters.packs import Packs
+from incrs.updaters.renumbering import Needed
 
 EPSILON = 1e-15
 """Keeps the norm of Eq. 4 from being zero."""

@@ -45,7 +45,7 @@ Arrays = Mapping[str, np.ndarray]
 @pytest.fixture
 def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what is done for large tables be done for all."""
-    monkeypatch.setattr("incrs.updaters.learner.SMALL", 0)
+    monkeypatch.setattr("incrs.updaters.renumbering.SMALL", 0)
     monkeypatch.setattr("incrs.updaters.gru.CACHED", 64)
     monkeypatch.setattr("incrs.updaters.generator.MINIMUM", 2)
     monkeypatch.setattr("incrs.updaters.generator.BLOCK", 5)

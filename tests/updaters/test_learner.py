@@ -18,8 +18,9 @@ from incrs.models.embedding_mlp import EmbeddingMLP
 from incrs.models.star import STAR
 from incrs.period import Batch, Period, Stored
 from incrs.runner import Fit
-from incrs.updaters import learner
-from incrs.updaters.learner import Known, Needed, WeightLearner, large, renumbered
+from incrs.updaters import renumbering
+from incrs.updaters.learner import Known, WeightLearner
+from incrs.updaters.renumbering import Needed, Renumbering
 from tests.conftest import SCHEMA, SmallBackbone, SmallSource
 
 
@@ -54,21 +55,22 @@ def rows(t: int, count: int = 12) -> Batch:
 
 @pytest.fixture
 def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "SMALL", 0)
+    monkeypatch.setattr(renumbering, "SMALL", 0)
 
 
 @pytest.mark.parametrize("second", [rows(1, 5), None, rows(1, 0)], ids=["rows", "none", "empty"])
 def test_batches_are_renumbered_by_the_rows_they_hold(all_large: None, second) -> None:
-    tables = large(EmbeddingMLP(SCHEMA, 0))
     batches = (rows(0), second)
-    found, held, needed = renumbered(batches, tables)
+    found, held, needed = Renumbering(EmbeddingMLP(SCHEMA, 0))(batches)
     user, item, tag = (held[f"embedding.tables.{name}"] for name in ("user", "item", "tag"))
     seen = [batch for batch in batches if batch is not None]
     ids = torch.cat([batch.fields[:, 0] for batch in seen])
     assert sorted(user.tolist()) == sorted({0, *ids.tolist()})
     last = set() if second is None else set(second.fields[:, 0].tolist())
-    assert user.tolist() == [*sorted({0, *last}), *sorted({*ids.tolist()} - {0, *last})]
-    assert needed["embedding.tables.user"] == [len(user), len({0, *last})]
+    assert user[0] == 0
+    few = len({0, *last})
+    assert needed["embedding.tables.user"] == [len(user), few]
+    assert sorted(user[:few].tolist()) == sorted({0, *last})
     expected = {0}
     for batch in seen:
         expected |= {*batch.fields[:, 1].tolist(), *batch.lists["history"].flatten().tolist()}
@@ -89,14 +91,15 @@ def test_batches_are_renumbered_by_the_rows_they_hold(all_large: None, second) -
 
 
 def test_ids_of_small_tables_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "SMALL", 21)
-    tables = large(EmbeddingMLP(SCHEMA, 0))
-    assert list(tables) == ["embedding.tables.item"]
-    (found,), _, _ = renumbered([rows(0)], tables)
+    monkeypatch.setattr(renumbering, "SMALL", 21)
+    renumbered = Renumbering(EmbeddingMLP(SCHEMA, 0))
+    assert list(renumbered.tables) == ["embedding.tables.item"]
+    (found,), _, _ = renumbered([rows(0)])
     assert torch.equal(found.fields[:, 0], rows(0).fields[:, 0])
     assert found.lists["tags"] is not rows(0).lists["tags"]
     assert torch.equal(found.lists["tags"], rows(0).lists["tags"])
-    assert renumbered([rows(0), None], {})[1:] == ({}, {})
+    monkeypatch.setattr(renumbering, "SMALL", 1000)
+    assert Renumbering(EmbeddingMLP(SCHEMA, 0))([rows(0), None])[1:] == ({}, {})
 
 
 def step(backbone: Backbone, batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor]:
@@ -114,7 +117,7 @@ def test_the_rows_of_the_batch_give_loss_and_gradient_of_whole_tables(
 ) -> None:
     found = {}
     for small in (0, 1000):
-        monkeypatch.setattr(learner, "SMALL", small)
+        monkeypatch.setattr(renumbering, "SMALL", small)
         found[small] = step(EmbeddingMLP(SCHEMA, 0, initialisation="glorot"), batches)
     torch.testing.assert_close(found[0], found[1000], rtol=1e-5, atol=1e-8)
 

@@ -26,7 +26,7 @@ from incrs.period import Batch, Period
 from incrs.results import Row, Run
 from incrs.roster import Roster
 from incrs.runner import LEARN_NEXT, run, seed_of
-from incrs.updaters import learner, transfer
+from incrs.updaters import renumbering, transfer
 from incrs.updaters.base import Updater, check
 from incrs.updaters.finetune import Finetune
 from incrs.updaters.incmsr import IncMSR
@@ -41,7 +41,7 @@ Weights = Mapping[str, Tensor]
 @pytest.fixture
 def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what is done for large tables be done for all."""
-    monkeypatch.setattr(learner, "SMALL", 0)
+    monkeypatch.setattr(renumbering, "SMALL", 0)
     monkeypatch.setattr(transfer, "BLOCK", 5)
 
 
@@ -195,7 +195,7 @@ def test_the_rows_of_the_batch_give_the_gradient_of_whole_tables(
 ) -> None:
     found = []
     for small in (0, 25, 1000):
-        monkeypatch.setattr(learner, "SMALL", small)
+        monkeypatch.setattr(renumbering, "SMALL", small)
         module, updater = at_work(EmbeddingMLP(SCHEMA, 0, 3, (4,)), output=output)
         found.append(step(module, updater, rows(1, 12)))
     for other in found[1:]:
@@ -484,7 +484,7 @@ def test_an_optimizer_of_sparse_gradients_gets_them(monkeypatch: pytest.MonkeyPa
     from incrs.models import layers
 
     monkeypatch.setattr(layers, "JOINED", 20)
-    monkeypatch.setattr(learner, "SMALL", 20)
+    monkeypatch.setattr(renumbering, "SMALL", 20)
     backbone, batch = SmallBackbone(), rows(1, 6)
     module, updater = at_work(backbone)
     expected = step(module, updater, batch)
