@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from incrs.data.log import LogSource
-from incrs.door import CONF
+from incrs.environment import CONF
 
 DAYS, ROWS, USERS, VIDEOS = 14, 228_000, 27_000, 7_500
 LOG = (

@@ -40,7 +40,7 @@ from benchmarks.speed import RandomLog, optimizer_of, ratio, trainer
 from incrs.dashboard import Watcher
 from incrs.data.base import ListField, Schema, Source, assign_roles
 from incrs.data.stream import PeriodStream
-from incrs.door import CONF
+from incrs.environment import CONF
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule, clone
 from incrs.period import Batch, Period

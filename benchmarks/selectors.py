@@ -41,7 +41,7 @@ from rich.table import Table
 
 from incrs.data.base import Schema, Source, assign_roles
 from incrs.data.stream import PeriodStream
-from incrs.door import CONF
+from incrs.environment import CONF
 from incrs.folder import RunFolder
 from incrs.metrics import auc
 from incrs.models.gates import gates_of

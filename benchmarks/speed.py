@@ -29,7 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from incrs.data.base import ListField, Schema, Source, assign_roles
 from incrs.data.stream import BatchLoader, PeriodStream
-from incrs.door import CONF
+from incrs.environment import CONF
 from incrs.module import ScenarioModule
 from incrs.period import Batch, Period
 from incrs.roster import Roster

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The configuration: inside the package once installed, beside it in a checkout."""
 
 
 def digest_now(file: Path) -> str:

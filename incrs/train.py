@@ -34,7 +34,8 @@ from incrs import console, drawing, report, selection, show
 from incrs.dashboard import Watcher
 from incrs.data.base import Source
 from incrs.data.stream import PeriodStream
-from incrs.door import CONF, FIRST, Sweeping, enter, made, maker
+from incrs.door import FIRST, Sweeping, enter, made, maker
+from incrs.environment import CONF
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from incrs.launchers.standing import is_finished

@@ -28,8 +28,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from incrs import console
-from incrs.door import TOLD, enter, explain, made, run_folder
+from incrs.door import enter, made, run_folder
 from incrs.errors import Mistake, is_full
+from incrs.explaining import TOLD, explain
 from incrs.folder import RunFolder
 from incrs.found import draw, show, write
 from incrs.judge import Judge, NoSuchMetric, Stopped

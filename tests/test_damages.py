@@ -25,8 +25,10 @@ from hypothesis import strategies as st
 from incrs import settings as settings_of
 from incrs.data.log import LogSource
 from incrs.data.store import Store
-from incrs.door import CONF, TOLD, explain, made
+from incrs.door import made
+from incrs.environment import CONF
 from incrs.errors import Mistake
+from incrs.explaining import TOLD, explain
 
 OPTIONS: dict[str, Any] = {
     "name": "shop",

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "incrs"
 ROOMS = ("data", "models", "updaters", "selectors")
-DOORS = {"door", "train", "prepare", "report", "tune", "plan"}
+DOORS = {"door", "explaining", "train", "prepare", "report", "tune", "plan"}
 ONLY_IN = {
     "hydra": DOORS | {"runs"},  # which reads what Hydra wrote of a sweep
     "omegaconf": DOORS,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from incrs.data.log import LogSource
 from incrs.data.stream import PeriodStream
-from incrs.door import CONF
+from incrs.environment import CONF
 from incrs.folder import RunFolder
 from incrs.module import ScenarioModule
 from incrs.results import Row, Run

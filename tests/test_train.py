@@ -262,7 +262,7 @@ def test_an_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    where = "import incrs.door; print(incrs.door.CONF)"
+    where = "from incrs.environment import CONF; print(CONF)"
     found = subprocess.run(
         [sys.executable, "-c", where],
         cwd=elsewhere,

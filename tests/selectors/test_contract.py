@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from incrs import findings
 from incrs.data.stream import PeriodStream
-from incrs.door import CONF
+from incrs.environment import CONF
 from incrs.models.gates import gates_of
 from incrs.period import Period
 from incrs.roster import Roster

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from incrs.data.stream import PeriodStream
-from incrs.door import CONF
+from incrs.environment import CONF
 from incrs.folder import RunFolder
 from incrs.models.base import Backbone
 from incrs.module import ScenarioModule
