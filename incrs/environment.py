@@ -41,22 +41,40 @@ def code() -> dict[str, str]:
         file = getattr(module, "__file__", None) or ""
         if file.endswith(".py") and not file.startswith(folders) and Path(file).is_absolute():
             found[name] = digest_of(Path(file))
-    if any(digest_now(file) != digest_of(file) for file in SOURCES):
+    if any(touched(file) and digest_now(file) != digest_of(file) for file in SOURCES):
         found["changed"] = MIXED  # who knows which of the two this process runs
     return found
+
+
+def touched(file: Path) -> bool:
+    """Return whether a source file may be another one than this process met first."""
+    return mark_of(file) != MARKS[file]
+
+
+def mark_of(file: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from another in its place; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def machine() -> dict[str, Any]:
     """Return what of the libraries and the machine can move the last digit of a number."""
     return {
-        "versions": {one: version(one) for one in ("incrs", "torch", "lightning")},
+        "versions": {one: version_of(one) for one in ("incrs", "torch", "lightning")},
         "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
         "threads": torch.get_num_threads(),
         "precision": [str(torch.get_default_dtype()), torch.get_float32_matmul_precision()],
     }
 
 
+version_of = cache(version)
+
+
 MIXED = uuid.uuid4().hex
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+MARKS = {file: mark_of(file) for file in SOURCES}
 for _file in SOURCES:
     digest_of(_file)  # now, as they are loaded; later they may be others

@@ -90,6 +90,8 @@ def test_the_code_counts_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(before["phases.py"]) == 64
     assert __name__ in before
     assert not any(name.startswith("torch") for name in before)
+    monkeypatch.setattr(environment, "mark_of", lambda file: None)  # written again
+    assert environment.code() == before
     monkeypatch.setattr(environment, "digest_now", lambda file: "another")
     assert "changed" in environment.code()
 
