@@ -2,12 +2,14 @@
 
 python -m benchmarks.meta            a few minutes on one core
 python -m benchmarks.meta --smoke    the same paths on little data, for a check that they work
+python -m benchmarks.meta data=kuairand data.path=...     whole periods of a log's own, by the command
 
 The step is asmg's at the size of its paper's Sobazaar log: 17,126 users and 24,785 items of 8 numbers,
 histories of 30, layers 24-12-6-1, three models and batches of 256 rows of each of their three periods.
 A larger log's batches hold as many different ids, drawn from those spread over the whole table. Memory
 is the system's word on a process of its own. Periods are timed as run.json has them: training on D_t,
-scoring D_{t+1}, and what is learnt from it thereafter. Contestants take turns. What bounds them: a step
+scoring D_{t+1}, and what is learnt from it thereafter. Contestants take turns. Of a log it is the periods
+in which asmg has learnt to generate, their median; the ratio is that of a turn. What bounds them: a step
 of asmg scores k batches, which alone costs k passes of fine-tuning, and takes a GRU step forward and back
 for every dense weight; sml's transfer takes eight or more GELUs for every number, forward and back.
 """
@@ -265,9 +267,55 @@ def period_cost(rows: int, periods: int, times: int, contestants: Sequence[str])
     console.print(table)
 
 
+def run_of(contestant: str, settings: Sequence[str], folder: Path) -> list[dict[str, float]]:
+    """Run the command; return what every period cost, by run.json."""
+    name, *own = contestant.split()
+    command = [sys.executable, "-m", "incrs.train", "model=embedding_mlp", f"updater={name}"]
+    command += [*(f"updater.{name}.{one}" for one in own), *settings]
+    command += ["share=false", f"hydra.run.dir={folder}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    timings: list[dict[str, float]] = json.loads((folder / "run.json").read_text())["timings"]
+    return timings
+
+
+def cost_on(settings: Sequence[str], times: int, contestants: Sequence[str]) -> None:
+    """Time whole periods of a log; the first turn only warms up."""
+    parts: dict[str, list[list[float]]] = {name: [] for name in contestants}  # of every turn
+    for turn in range(times + 1):
+        with tempfile.TemporaryDirectory(prefix="meta.") as name:
+            timings = {
+                one: run_of(one, settings, Path(name) / str(i)) for i, one in enumerate(contestants)
+            }
+        learnt = {one["period"] for one in timings["asmg"] if one["learn_next_seconds"]}
+        for one, periods in timings.items():
+            some = [
+                [p[f"{part}_seconds"] for part in PARTS] for p in periods if p["period"] in learnt
+            ]
+            if turn:
+                parts[one].append([statistics.median(each) for each in zip(*some, strict=True)])
+    table = Table(
+        title=f"a period, embedding_mlp, {times} turns: {' '.join(settings)}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("updater")
+    for head in ("s to fit", "to score", "to learn", "times finetune", "from", "to", "unscored"):
+        table.add_column(head, justify="right")
+    for one, turns in parts.items():
+        pairs = list(zip(turns, parts["finetune"], strict=True))
+        ratios = [sum(ours) / sum(base) for ours, base in pairs]
+        unscored = statistics.median((a[0] + a[2]) / (b[0] + b[2]) for a, b in pairs)
+        seconds = [statistics.median(each) for each in zip(*turns, strict=True)]
+        cells = [*seconds, statistics.median(ratios), min(ratios), max(ratios), unscored]
+        table.add_row(one, *(f"{cell:.2f}" for cell in cells))
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.meta", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="little data: does it work at all")
+    parser.add_argument("settings", nargs="*", help="a log: settings of python -m incrs.train")
+    parser.add_argument("--turns", type=int, default=5, help="with settings: how often")
     parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     for name in ("lightning.pytorch", "incrs"):
@@ -277,8 +325,11 @@ def main() -> None:
     if given.peak:
         peak_of(*given.peak)
         return
-    smoke = given.smoke
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if given.settings:
+        cost_on(given.settings, given.turns, CONTESTANTS)
+        return
+    smoke = given.smoke
     # Memory comes first: a process begins with the peak of the one that started it.
     if smoke:
         memory(20_000, (1, 3))
