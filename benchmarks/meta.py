@@ -9,9 +9,11 @@ histories of 30, layers 24-12-6-1, three models and batches of 256 rows of each 
 A larger log's batches hold as many different ids, drawn from those spread over the whole table. Memory
 is the system's word on a process of its own. Periods are timed as run.json has them: training on D_t,
 scoring D_{t+1}, and what is learnt from it thereafter. Contestants take turns. Of a log it is the periods
-in which asmg has learnt to generate, their median; the ratio is that of a turn. What bounds them: a step
-of asmg scores k batches, which alone costs k passes of fine-tuning, and takes a GRU step forward and back
-for every dense weight; sml's transfer takes eight or more GELUs for every number, forward and back.
+whose models are tested, and in which asmg learns, their median; the ratio is that of a turn.
+
+What bounds them: a step of asmg scores k batches, which alone costs k passes of fine-tuning, and takes a GRU
+step forward and back for every dense weight; sml's transfer takes eight or more GELUs for every number,
+forward and back.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.speed import RandomLog, optimizer_of, ratio, trainer
+from incrs import results
 from incrs.dashboard import Watcher
 from incrs.data.base import ListField, Schema, Source, assign_roles
 from incrs.data.stream import PeriodStream
@@ -268,14 +271,15 @@ def period_cost(rows: int, periods: int, times: int, contestants: Sequence[str])
 
 
 def run_of(contestant: str, settings: Sequence[str], folder: Path) -> list[dict[str, float]]:
-    """Run the command; return what every period cost, by run.json."""
+    """Run the command; return what every period cost that came before one of the test, by run.json."""
     name, *own = contestant.split()
     command = [sys.executable, "-m", "incrs.train", "model=embedding_mlp", f"updater={name}"]
     command += [*(f"updater.{name}.{one}" for one in own), *settings]
     command += ["share=false", f"hydra.run.dir={folder}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     timings: list[dict[str, float]] = json.loads((folder / "run.json").read_text())["timings"]
-    return timings
+    tested = {row.period for row in results.read(folder / results.FILE) if row.role == "test"}
+    return [one for one in timings if one["period"] + 1 in tested]
 
 
 def cost_on(settings: Sequence[str], times: int, contestants: Sequence[str]) -> None:
