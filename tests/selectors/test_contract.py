@@ -24,7 +24,7 @@ from incrs.roster import Roster
 from incrs.runner import Fit
 from incrs.selection import Selection, read, values_of
 from incrs.selectors.search import Search, gated
-from incrs.updaters import learner
+from incrs.updaters import renumbering
 from tests.conftest import SCHEMA, SmallSource
 from tests.selectors.toy import (
     GATED,
@@ -191,7 +191,7 @@ def test_no_updater_moves_the_gates(
         for key, gates in gates_in(tmp_path / "a", period).items():
             assert torch.equal(gates[: len(first[key])] if gates.ndim else gates, first[key])
     if updater in ("asmg", "sml"):  # rows of the batch alone, or whole tables: the same numbers
-        monkeypatch.setattr(learner, "SMALL", 4)
+        monkeypatch.setattr(renumbering, "SMALL", 4)
         again, _ = run_all(searched(name), SmallSource(), tmp_path / "b", (updater,), model)
         for one, two in zip(rows, again, strict=True):
             assert one[:-3] == two[:-3] or one.metric in ("auc", "logloss")
