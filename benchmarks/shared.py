@@ -10,9 +10,8 @@ of the runs but run.json must be equal, byte for byte. The time of the second is
 distinct work alone: every phase once, and what no two runs share, as each run's own record has it:
 scoring, what updaters make of the weights to serve them, and what they learn from the next period; what
 it takes to begin a run, to write and to draw is left out of that, so the ratio is higher where runs are
-short. The second ratio leaves it in: it is to
-the first sweep less the phases that the second did not compute again. Runs of both sorts take turns on one
-machine, so what else it does is in all of the figures.
+short. The second ratio leaves it in: it is to the first sweep less the phases that the second did not compute
+again. Runs of both sorts take turns on one machine, so what else it does is in all of the figures.
 """
 
 from __future__ import annotations
