@@ -12,8 +12,8 @@ from incrs.errors import Mistake
 from incrs.module import Move, ScenarioModule, clone
 from incrs.period import Period
 from incrs.updaters.base import Fit, Updater, Weights
-from incrs.updaters.generator import DENSE, Generator, Layout, glorot
-from incrs.updaters.gru import combine, first_state, gru, last, newest
+from incrs.updaters.generator import NEAR, Generator, Layout, glorot
+from incrs.updaters.gru import DIRECT, FIRST_STATE, MEAN, RESIDUAL, last
 from incrs.updaters.learner import WeightLearner
 
 VARIANTS = ("multi", "single", "full", "zero", "uniform", "linear")
@@ -144,10 +144,8 @@ class ASMG(Updater):
         if self.variant == "full":
             return
         if self._weights and self.variant in ("multi", "single", "uniform"):
-            found = generator.cpu().whole(first_state, self.known(generator))
-            self.state = {
-                name: torch.stack(tuple(x), 0 if name == DENSE else -1) for name, x in found.items()
-            }
+            found = generator.cpu().whole(FIRST_STATE, self.known(generator))
+            self.state = generator.layout.states(found)
         del self.models[0]
 
     def findings(self) -> dict[str, float]:
@@ -173,16 +171,20 @@ class ASMG(Updater):
     def known(self, generator: Generator) -> dict[str, tuple[Tensor, ...]]:
         """Return what the generator is given: the models and the state before them."""
         layout = generator.layout
-        known = {name: tuple(model[name] for model in self.models) for name in layout.tables}
-        if layout.dense:
-            known[DENSE] = (torch.stack([layout.flat(model) for model in self.models]),)
-        before = {name: (state,) for name, state in self.state.items()}
-        return {name: (*x, *before.get(name, ())) for name, x in known.items()}
+        known = {name: tuple(model[name] for model in self.models) for name in layout.far}
+        if layout.near:
+            known[NEAR] = (torch.stack([layout.flat(model) for model in self.models]),)
+        if not self.state:
+            return known
+        before = {name: self.state[name] for name in layout.far}
+        if layout.near:
+            before[NEAR] = layout.flat_state(self.state)
+        return {name: (*x, before[name]) for name, x in known.items()}
 
     def generator(self, module: ScenarioModule) -> Generator:
         """Return the generator as it was last trained, or, from the seed of now, as it starts."""
         layout = Layout(module.backbone, self.share)
-        formula = combine if self.variant == "linear" else newest if self.residual else gru
+        formula = MEAN if self.variant == "linear" else RESIDUAL if self.residual else DIRECT
         weights = self._weights
         if not weights and self.variant == "linear":
             weights = {"logits": torch.zeros(self.k, len(layout.fields))}

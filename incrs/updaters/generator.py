@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Size, Tensor, nn
 
 from incrs.models.base import Backbone
+from incrs.updaters import renumbering
 from incrs.updaters.base import Weights
 from incrs.updaters.gru import Formula
+from incrs.updaters.gru_compiled import Parts
 from incrs.updaters.learner import Known
-from incrs.updaters.packs import Packs
 from incrs.updaters.renumbering import Needed
 
 DENSE = "dense"
-"""The name under which all weights outside of tables lie, one behind the other: (models, P)."""
+"""The name under which the states of all weights outside of tables are kept: (d, P)."""
+NEAR = "near"
+"""The name of what every step needs whole, one behind the other: small tables, and all outside of tables."""
 BLOCK = 1 << 14
 """Whole tables are generated in blocks of so many rows."""
-MINIMUM = 32
-"""Packs of rows have at least so many places."""
 SAMPLE = 1 << 9
 """Of a larger table so many rows, evenly spread, stand for all of them in `Generator.influence`."""
 
@@ -28,34 +30,85 @@ SAMPLE = 1 << 9
 class Layout:
     """Which generator makes which weight of a backbone.
 
-    tables: name -> numbers in a row, each with its generator.  dense: name -> shape, in the order in
-    which they lie in DENSE.  groups: (generators, numbers that each of them makes), which together
-    make DENSE.  sizes: how many generators each table and each group has, P in all.
-    fields: (P,) how many generators the tensor has that a generator works for.
-    which: name of a table -> (dim,) which of all the tables' generators are its own.
+    tables: name -> numbers in a row, each with its generator.  dense: name -> shape, of the weights
+    outside of tables.  near: name -> shape, of small tables and of those, in the order in which they
+    lie in NEAR.  far: name of each other table -> shape of a row.  sizes: how many generators each table
+    and each group of weights has, P in all.  fields: (P,) how many generators the tensor has that a
+    generator works for.  first: name of a table -> the number of its first generator.
     """
 
     def __init__(self, backbone: Backbone, share: str):
         state, tables = backbone.state_dict(), backbone.tables()
         self.tables = {name: state[name][0].numel() for name in tables}
-        self.rows = {name: state[name].shape[1:] for name in tables}
+        small = {name for name in tables if len(state[name]) <= renumbering.SMALL}
+        self.far = {name: state[name].shape[1:] for name in tables if name not in small}
         shapes = {name: x.shape for name, x in backbone.named_parameters() if name not in tables}
         made = {name: numbers_each(shape, share) for name, shape in shapes.items()}
         self.dense = {name: shapes[name] for name in sorted(made, key=lambda name: made[name])}
+        self.near = {name: state[name].shape for name in tables if name in small} | self.dense
         generators = {name: shape.numel() // made[name] for name, shape in self.dense.items()}
-        self.groups = [
+        groups = [  # (generators, numbers that each of them makes)
             (sum(count for name, count in generators.items() if made[name] == numbers), numbers)
             for numbers in sorted(set(made.values()))
         ]
-        self.sizes = [*self.tables.values(), *(count for count, _ in self.groups)]
+        self.sizes = [*self.tables.values(), *(count for count, _ in groups)]
         counts = torch.tensor([*self.tables.values(), *generators.values()])
-        numbered = torch.arange(sum(self.tables.values())).split(list(self.tables.values()))
-        self.which = dict(zip(self.tables, numbered, strict=True))
         self.fields = counts.repeat_interleave(counts)
+        starts = accumulate(self.tables.values(), initial=0)
+        self.first = dict(zip(self.tables, starts, strict=False))
+        at, first = 0, sum(self.tables.values())
+        found: list[np.ndarray] = [np.empty((0, 4), np.int64)]
+        for name in self.tables:
+            if name in small:
+                rows, dim = len(state[name]), self.tables[name]
+                found.append(np.array([[at, rows, dim, self.first[name]]]))
+                at += rows * dim
+        for count, numbers in groups:  # one row, or one number in each of a generator's rows
+            each = np.arange(count if numbers > 1 else 1)[:, None] * [numbers, 0, 0, 1]
+            shape = (numbers, 1) if numbers > 1 else (1, count)
+            found.append(np.array([[at, *shape, first]]) + each)
+            at, first = at + count * numbers, first + count
+        self._near = np.concatenate(found)
+
+    def parts(self, rows: Mapping[str, int], needed: Needed, steps: int, near: bool) -> Parts:
+        """Return which generator makes which number, of so many rows of tables and of NEAR behind them.
+
+        needed: see `Generator.forward`; where it has one number, all steps need as many.
+        """
+        at, listed, through = 0, [], []
+        for name, count in rows.items():
+            dim = self.tables[name]
+            listed.append((at, count, dim, self.first[name]))
+            own = needed.get(name, (count,))
+            through.append(own if len(own) == steps else [own[0]] * steps)
+            at += count * dim
+        parts = np.array(listed, np.int64).reshape(-1, 4)
+        ends = np.array(through, np.int64).reshape(-1, steps)
+        if near:
+            parts = np.concatenate([parts, self._near + np.array([at, 0, 0, 0])])
+            ends = np.concatenate([ends, np.repeat(self._near[:, 1:2], steps, 1)])
+        return Parts(parts, ends)
 
     def flat(self, weights: Weights) -> Tensor:
-        """Return the weights outside of tables as they lie in DENSE, (P,)."""
-        return torch.cat([weights[name].flatten() for name in self.dense])
+        """Return the weights as they lie in NEAR, (N,)."""
+        return torch.cat([weights[name].flatten() for name in self.near])
+
+    def flat_state(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Return the states as the weights lie in NEAR, (N, d), of (rows, dim, d) and of DENSE (d, P)."""
+        parts = [state[name].flatten(0, 1) for name in self.near if name in self.tables]
+        return torch.cat([*parts, *([state[DENSE].T] if self.dense else [])])
+
+    def states(self, found: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Return what `first_state` made of everything as `flat_state` takes it: name -> (rows, dim, d)."""
+        state = {name: torch.stack(tuple(x), -1) for name, x in found.items()}
+        if NEAR in state:
+            sizes = [shape.numel() for shape in self.near.values()]
+            parts = dict(zip(self.near, state.pop(NEAR).split(sizes), strict=True))
+            for name in self.near.keys() & self.tables.keys():
+                state[name] = parts.pop(name).unflatten(0, (-1, self.tables[name]))
+            if parts:
+                state[DENSE] = torch.cat(list(parts.values())).T.contiguous()
+        return state
 
 
 def numbers_each(shape: Size, share: str) -> int:
@@ -68,6 +121,7 @@ class Generator(nn.Module):
     """Applies a formula to every coordinate of a sequence of `models` models.
 
     weights: the generators' parameters (..., P), in the order in which the formula takes them.
+    values: the same, one behind the other, (R, P).
     """
 
     def __init__(
@@ -75,146 +129,84 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.layout, self.models, self.formula = layout, models, formula
-        self.names, count = list(weights), sum(layout.tables.values())
-        # Apart, as of the gradients of two parts of one parameter a copy would be made in every step.
-        parts = {"tables": slice(0, count), "dense": slice(count, None)}
-        self.parts = nn.ParameterDict(
-            {
-                f"{part}_{name}": weights[name][..., own].clone()
-                for part, own in parts.items()
-                for name in self.names
-                if weights[name][..., own].numel()
-            }
+        self._shapes = {name: x.shape[:-1] for name, x in weights.items()}
+        self.values = nn.Parameter(
+            torch.cat([x.reshape(-1, x.shape[-1]) for x in weights.values()])
         )
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """The generators' parameters as they were given."""
-        parts = [self.of(part) for part in ("tables", "dense")]
-        whole = [torch.cat(both, -1) for both in zip(*filter(None, parts), strict=True)]
-        return dict(zip(self.names, whole, strict=True))
-
-    def of(self, part: str) -> list[Tensor]:
-        """Return the parameters of the generators of `tables` or of those that make DENSE."""
-        return [x for key in self.names if (x := self.parts.get(f"{part}_{key}")) is not None]
+        rows = self.values.split([shape.numel() for shape in self._shapes.values()])
+        named = zip(self._shapes.items(), rows, strict=True)
+        return {name: own.view(*shape, -1) for (name, shape), own in named}
 
     def forward(self, known: Known, needed: Needed | None = None) -> list[dict[str, Tensor]]:
         """Return the S models that the formula makes, of the rows that are known.
 
         known: under a table's name the models' rows (n, ...) and, where there is one, the state before
-        them (n, dim, d); under DENSE (models, P) and, where there is one, the state (d, P).
+        them (n, dim, d); under NEAR (models, N) and, where there is one, the state (N, d).
         needed: of tables a model has the rows that its batch or a later one needs.
         """
         return self.named(self.each(self.formula, known, needed or {}))
 
     def named(self, found: Mapping[str, Sequence[Tensor]]) -> list[dict[str, Tensor]]:
         """Return what `each` found as S models: name -> weight in its own shape."""
+        near, far = self.layout.near, self.layout.far
+        sizes = [shape.numel() for shape in near.values()]
         made: list[dict[str, Tensor]] = []
-        sizes = [shape.numel() for shape in self.layout.dense.values()]
         for j in range(len(next(iter(found.values())))):
             one: dict[str, Tensor] = {}
             for name, values in found.items():
-                if name == DENSE:
-                    parts = zip(self.layout.dense.items(), values[j].split(sizes), strict=True)
-                    one |= {dense: part.view(shape) for (dense, shape), part in parts}
-                elif len(shape := self.layout.rows[name]) == 1:
-                    one[name] = values[j]
-                else:
-                    one[name] = values[j].reshape(-1, *shape)
+                if name != NEAR:
+                    plain = len(far[name]) == 1
+                    one[name] = values[j] if plain else values[j].reshape(-1, *far[name])
+                    continue
+                for (own, shape), part in zip(near.items(), values[j].split(sizes), strict=True):
+                    one[own] = part.view(shape)
             made.append(one)
         return made
 
     def each(self, formula: Formula, known: Known, needed: Needed) -> dict[str, Sequence[Tensor]]:
-        """Return what a formula makes of what is known, S of each: of tables (n, dim), of DENSE (P,)."""
-        layout = self.layout
-        found: dict[str, Sequence[Tensor]] = {}
-        for dim in sorted(set(layout.tables.values())):
-            some = {n: known[n] for n in layout.tables if n in known and layout.tables[n] == dim}
-            if some:
-                found |= self.of_tables(formula, some, needed)
-        if DENSE in known:
-            sequence, *state = known[DENSE]
-            at, dense = 0, []
-            pieces: list[Sequence[Tensor]] = [self.of("dense")]
-            if len(layout.groups) > 1:
-                sizes = [count for count, _ in layout.groups]
-                pieces = list(zip(*(p.split(sizes, -1) for p in pieces[0]), strict=True))
-            for (count, each), mine in zip(layout.groups, pieces, strict=True):
-                stop = at + count * each
-                x = sequence[:, at:stop].unflatten(1, (count, each))
-                h = None
-                if state:
-                    h = state[0][:, at:stop].unflatten(1, (count, each)).transpose(0, 1)
-                parameters = [piece.movedim(-1, 0) for piece in mine]
-                if each > 1:
-                    parameters = [piece.contiguous() for piece in parameters]
-                    h = None if h is None else h.contiguous()
-                dense.append(formula(x.contiguous(), h, *parameters).flatten(1))
-                at = stop
-            found[DENSE] = torch.cat(dense, 1).unbind() if len(dense) > 1 else dense[0].unbind()
-        return found
-
-    def of_tables(
-        self, formula: Formula, known: Known, needed: Needed
-    ) -> dict[str, Sequence[Tensor]]:
-        """Return what a formula makes of tables with rows of equal length: of a step the rows needed."""
-        k, names, first = self.models, list(known), next(iter(known.values()))
-        dim, counts = first[0][0].numel(), [len(known[name][0]) for name in names]
-        steps = max((len(needed[name]) for name in names if name in needed), default=1)
-        packs = Packs.of(
-            tuple(counts), MINIMUM, tuple(tuple(needed.get(name, ())) for name in names), steps
-        )
-        models = torch.cat([known[name][i].flatten(1) for i in range(k) for name in names])
-        x = packs.packed(models.view(k, -1, dim))
-        x = x.transpose(2, 3).flatten(1, 2).contiguous()  # (k, packs * dim, size)
-        h = None
-        if len(first) > k:
-            states = packs.packed(torch.cat([known[name][-1] for name in names]).flatten(1)[None])
-            h = states.unflatten(3, (dim, -1)).permute(0, 1, 3, 4, 2).flatten(0, 2).contiguous()
-        own = [parameter.movedim(-1, 0) for parameter in self.of("tables")]
-        shapes = [parameter.shape[1:] for parameter in own]
-        joined = torch.cat([parameter.reshape(len(parameter), -1) for parameter in own], 1)
-        which = torch.stack([self.layout.which[name] for name in names])[packs.owners].flatten()
-        joined = joined.index_select(0, which.to(joined.device))
-        pieces = joined.split([shape.numel() for shape in shapes], 1)
-        made: defaultdict[int, list[Tensor]] = defaultdict(list)
-        at = 0
-        for late, count in enumerate(packs.counts):  # so many steps before the last
-            some, at = slice(at * dim, (at + count) * dim), at + count
-            if count:
-                mine = [
-                    p[some].reshape(-1, *shape) for p, shape in zip(pieces, shapes, strict=True)
-                ]
-                parts = formula(x[: k - late, some], None if h is None else h[some], *mine)
-                for j, part in enumerate(parts.unbind()):
-                    made[j].append(part.unflatten(0, (-1, dim)).transpose(1, 2))
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for j, packed in made.items():
-            step = j if steps > 1 else 0
-            rows = packs.unpacked(torch.cat(packed)[None], step)[0]
-            for name, part in zip(names, rows.split(packs.ways[step].rows), strict=True):
-                found[name].append(part)
+        """Return what a formula makes of what is known, S of each: of tables (n, dim), of NEAR (N,)."""
+        layout, k, values = self.layout, self.models, self.values
+        rows = {name: len(known[name][0]) for name in layout.far if name in known}
+        models, *state = known.get(NEAR, ((),))
+        pieces = [
+            x
+            for i in range(k)
+            for x in (*(known[name][i].flatten() for name in rows), *models[i : i + 1])
+        ]
+        states = [known[name][k].flatten(0, -2) for name in rows if len(known[name]) > k] + state
+        x, h = torch.cat(pieces).view(k, -1), torch.cat(states) if states else None
+        parts = layout.parts(rows, needed, k, NEAR in known)
+        single = x.dtype == values.dtype == torch.float32
+        if formula.compiled and single and x.device.type == "cpu":
+            made = formula.compiled(x, h, values, parts)
+        else:
+            made = formula.plain(x, h, parts.repeated(values))
+        found: dict[str, list[Tensor]] = {name: [] for name in known}
+        for j, y in enumerate(made):
+            sizes = []
+            for name, count in rows.items():
+                some, dim = needed[name][j] if name in needed else count, layout.tables[name]
+                sizes += [some * dim, (count - some) * dim]
+            split = y.split([*sizes, len(y) - sum(sizes)])
+            for i, name in enumerate(rows):
+                found[name].append(split[2 * i].view(-1, layout.tables[name]))
+            if NEAR in known:
+                found[NEAR].append(split[-1])
         return dict(found)
 
     @torch.no_grad()
     def whole(self, formula: Formula, known: Known) -> dict[str, Sequence[Tensor]]:
-        """Return what a formula makes of all rows, as `each` does, in blocks."""
-        tables = self.layout.tables
-        large = [name for name in tables if len(known[name][0]) > BLOCK // 8]
-        found = self.each(formula, {n: x for n, x in known.items() if n not in large}, {})
-        for name in large:
+        """Return what a formula makes of all rows, as `each` does, tables in blocks."""
+        found = self.each(formula, {NEAR: known[NEAR]}, {}) if NEAR in known else {}
+        for name in self.layout.far:
             blocks = zip(*(x.split(BLOCK) for x in known[name]), strict=True)
-            parts = [self.of_table(formula, name, block) for block in blocks]
+            parts = [self.each(formula, {name: block}, {})[name] for block in blocks]
             found[name] = [torch.cat(same) for same in zip(*parts, strict=True)]
         return found
-
-    def of_table(self, formula: Formula, name: str, known: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return what a formula makes of many rows of one table."""
-        x = torch.stack([rows.flatten(1).T for rows in known[: self.models]])
-        h = known[-1].permute(1, 2, 0).contiguous() if len(known) > self.models else None
-        which = self.layout.which[name].to(x.device)
-        own = [p.index_select(-1, which).movedim(-1, 0).contiguous() for p in self.of("tables")]
-        return [made.T for made in formula(x, h, *own)]
 
     def influence(self, known: Known) -> dict[str, list[float]]:
         """Return by how much a made weight moves with the same weight of each model, oldest first.
@@ -225,14 +217,14 @@ class Generator(nn.Module):
         Afterwards the generator trains no more.
         """
         self.requires_grad_(False)
+        layout = self.layout
         models: dict[str, tuple[Tensor, ...]] = {}
         given: dict[str, tuple[Tensor, ...]] = {}
-        tables = sorted(self.layout.tables, key=lambda name: -len(known[name][0]))
-        for name in ([DENSE] if self.layout.dense else []) + tables:
-            parts, steps = known[name], 1
-            if name in self.layout.tables:
-                rows, steps = len(parts[0]), self.models
-                some = torch.arange(min(rows, SAMPLE)) * rows // min(rows, SAMPLE)
+        for name, tensors in known.items():
+            steps, parts = 1, list(tensors)
+            if name != NEAR:
+                held, steps = len(parts[0]), self.models
+                some = torch.arange(min(held, SAMPLE)) * held // min(held, SAMPLE)
                 parts = [part[some] for part in parts]
             models[name] = tuple(part.detach().requires_grad_() for part in parts[:steps])
             given[name] = (*models[name], *parts[steps:])
@@ -240,17 +232,22 @@ class Generator(nn.Module):
         total = torch.stack([values[-1].sum() for values in made.values()]).sum()
         moved = iter(torch.autograd.grad(total, [x for own in models.values() for x in own]))
         squares: dict[str, list[Tensor]] = {}
+        rows: dict[str, float] = {}
         for name, own in models.items():
-            gradients = [next(moved) for _ in own]
-            if name in self.layout.tables:
-                squares[name.replace(".tables.", ".")] = [torch.stack(gradients).flatten(1)]
-                continue
-            sizes = [shape.numel() for shape in self.layout.dense.values()]
-            for dense, part in zip(self.layout.dense, gradients[0].split(sizes, 1), strict=True):
-                squares.setdefault(".".join(dense.split(".")[:2]), []).append(part)
+            gradient = torch.stack([next(moved) for _ in own]).view(self.models, -1)
+            moves = {name: gradient}
+            if name == NEAR:
+                sizes = [shape.numel() for shape in layout.near.values()]
+                moves = dict(zip(layout.near, gradient.split(sizes, 1), strict=True))
+            for one, move in moves.items():
+                table = one in layout.tables
+                group = one.replace(".tables.", ".") if table else ".".join(one.split(".")[:2])
+                squares.setdefault(group, []).append(move)
+                count = len(known[one][0]) if one in layout.far else layout.near[one][0]
+                rows[group] = count if table else float("inf")
         return {
-            group: torch.cat(parts, 1).square().mean(1).sqrt().tolist()
-            for group, parts in squares.items()
+            group: torch.cat(squares[group], 1).square().mean(1).sqrt().tolist()
+            for group in sorted(squares, key=lambda group: -rows[group])
         }
 
 

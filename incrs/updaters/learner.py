@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from incrs import together
 from incrs.errors import Mistake
-from incrs.models.base import Backbone
+from incrs.models.base import Backbone, Output
 from incrs.period import Batch, Period
 from incrs.updaters.base import Weights
 from incrs.updaters.renumbering import Batches, Needed, Renumbering, rows_of_gates
@@ -30,6 +29,40 @@ class Asked(NamedTuple):
     known: dict[str, tuple[Tensor, ...]]
     needed: Needed
     gates: tuple[dict[str, Tensor], ...]
+
+
+class Stand:
+    """A copy of a backbone, in evaluation mode, that scores rows by the weights it was last given.
+
+    As `torch.func.functional_call` does, without a look for each weight at every call.
+    """
+
+    def __init__(self, backbone: Backbone):
+        own = [*backbone.named_parameters(), *backbone.named_buffers()]
+        self.backbone = copy.deepcopy(backbone, {id(x): x for _, x in own}).eval()
+        self._own: Weights = dict(own)
+        places: list[tuple[int, dict[str, Any], str]] = [
+            (id(x), held, key)
+            for module in self.backbone.modules()
+            for held in (module._parameters, module._buffers)
+            for key, x in held.items()
+        ]
+        self._places = {name: [p[1:] for p in places if p[0] == id(x)] for name, x in own}
+
+    def __call__(self, weights: Weights, batch: Batch) -> Output:
+        """Score rows by these weights, and where one is missing by the last one given."""
+        self._put(weights)
+        output: Output = self.backbone(batch)
+        return output
+
+    def clear(self) -> None:
+        """Let go of the weights that were given."""
+        self._put(self._own)
+
+    def _put(self, weights: Weights) -> None:
+        for name, weight in weights.items():
+            for held, key in self._places[name]:
+                held[key] = weight
 
 
 class WeightLearner(L.LightningModule):
@@ -72,9 +105,7 @@ class WeightLearner(L.LightningModule):
         by_row = {name for name, (_, v) in backbone.gates().items() if v in renumbered}
         self._fixed = [{n: x for n, x in some.items() if n not in by_row} for some in buffers]
         self._gates = [{n: x for n, x in some.items() if n in by_row} for some in buffers]
-        # In evaluation mode without a copy of the weights; in a tuple: no submodule.
-        shared: dict[int, Any] = {id(x): x for x in (*backbone.parameters(), *backbone.buffers())}
-        self._backbone = (copy.deepcopy(backbone, shared).eval(),)
+        self._stand = Stand(backbone)
         self._make_optimizer, self._l2 = optimizer, l2
         self._near: dict[str, tuple[Tensor, ...]] = {}
 
@@ -96,21 +127,20 @@ class WeightLearner(L.LightningModule):
             name: tuple(x.index_select(0, ids) for x in self._known[name])
             for name, ids in rows.items()
         }
-        at = rows_of_gates(self._backbone[0], self._large, rows)
+        at = rows_of_gates(self._stand.backbone, self._large, rows)
         gates = tuple({n: some[n][ids] for n, ids in at.items()} for some in self._gates)
         return Asked(batches, known, needed, gates)
 
     def training_step(self, asked: Asked, batch_idx: int) -> Tensor:
         """Return the loss of a step; among several processes its share times their number."""
-        (backbone,) = self._backbone
         generated = self.generator({**self._near, **asked.known}, asked.needed)
         buffers = [a | b for a, b in zip(self._fixed, asked.gates, strict=True)]
         steps = zip(self._shares, generated, buffers, asked.batches, strict=True)
         loss = torch.zeros((), device=self.device)
         for share, weights, fixed, batch in steps:
             if batch is not None:
-                output = functional_call(backbone, {**weights, **fixed}, (batch,))
-                loss = loss + share * backbone.loss(batch, output)
+                output = self._stand({**weights, **fixed}, batch)
+                loss = loss + share * self._stand.backbone.loss(batch, output)
         if self._l2:
             squares = sum(w.square().sum() for w in self.generator.parameters())
             loss = loss + self._l2 / together.processes() * squares
@@ -139,6 +169,7 @@ class WeightLearner(L.LightningModule):
             for number, entry in optimizer.state_dict()["state"].items()
         }
         self._near = {}
+        self._stand.clear()
 
     def check(self, name: str, period: Period) -> None:
         """Raise Mistake where a loss of the last fit was not finite.  name: of the updater."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from incrs.models.base import Backbone, Tables
 from incrs.period import Batch
+from incrs.updaters.compiling import compiled
 
 SMALL = 128
 """Tables of at most so many rows are generated whole; of larger ones, the rows of the batch alone."""
@@ -46,7 +48,7 @@ class Renumbering:
     def __init__(self, backbone: Backbone):
         self.tables = large(backbone)
         self._rows = {v: len(backbone.get_parameter(name)) for name, (_, v) in self.tables.items()}
-        self._seen: dict[tuple[str, torch.device], Tensor] = {}  # overwritten wherever it is read
+        self._seen: dict[tuple[str, torch.device], Tensor] = {}
 
     def __call__(
         self, batches: Batches
@@ -99,15 +101,42 @@ class Renumbering:
 
         Sorting them takes longer.
         """
-        ids = torch.cat(list(parts)).long()
-        at, key = torch.arange(len(ids), device=ids.device), (vocabulary, ids.device)
+        ids, sizes = torch.cat(list(parts)), [len(part) for part in parts]
+        key = (vocabulary, ids.device)
         if key not in self._seen:
-            self._seen[key] = at.new_empty(self._rows[vocabulary])
-        seen = self._seen[key].index_fill_(0, ids, len(ids)).scatter_reduce_(0, ids, at, "amin")
-        first = seen.index_select(0, ids)
+            self._seen[key] = torch.full((self._rows[vocabulary],), -1, device=ids.device)
+        seen = self._seen[key]
+        if ids.device.type == "cpu":
+            found = torch.empty(len(ids), dtype=torch.long)
+            ends = np.cumsum(sizes)
+            _number(ids.numpy(), ends, seen.numpy(), found.numpy())
+            return found[: ends[-1]], ids.split(sizes), ends.tolist()
+        at = torch.arange(len(ids), device=ids.device)
+        wide = ids.long()
+        seen.index_fill_(0, wide, len(ids)).scatter_reduce_(0, wide, at, "amin")
+        first = seen.index_select(0, wide)
         new = first == at
         number = new.cumsum(0)
         places = (number - 1).index_select(0, first).int()
-        sizes = [len(part) for part in parts]
-        ends = torch.tensor(sizes, device=ids.device).cumsum(0) - 1
-        return ids[new], places.split(sizes), number.index_select(0, ends).tolist()
+        last = torch.tensor(sizes, device=ids.device).cumsum(0) - 1
+        return wide[new], places.split(sizes), number.index_select(0, last).tolist()
+
+
+@compiled
+def _number(ids, ends, seen, found):  # type: ignore[no-untyped-def]
+    """Write the ids as they first come into `found`, their place there over each, and over `ends` how many.
+
+    seen: (rows,), -1 everywhere, as afterwards again.
+    """
+    count = at = 0
+    for part in range(len(ends)):
+        while at < ends[part]:
+            own = ids[at]
+            if seen[own] < 0:
+                seen[own], found[count] = count, own
+                count += 1
+            ids[at] = seen[own]
+            at += 1
+        ends[part] = count
+    for i in range(count):
+        seen[found[i]] = -1

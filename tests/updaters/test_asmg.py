@@ -28,12 +28,13 @@ from incrs.period import Batch
 from incrs.results import Row, Run
 from incrs.roster import Roster
 from incrs.runner import Fit, run
+from incrs.updaters import gru_compiled
 from incrs.updaters.asmg import ASMG, VARIANTS, shares
 from incrs.updaters.base import Updater, check
 from incrs.updaters.batch import BatchWindow
 from incrs.updaters.finetune import Finetune
 from incrs.updaters.generator import DENSE, Generator, Layout, glorot
-from incrs.updaters.gru import first_state, gru
+from incrs.updaters.gru import DIRECT, FIRST_STATE, RESIDUAL, first_state, gru
 from incrs.updaters.incmsr import IncMSR
 from incrs.updaters.learner import WeightLearner
 from tests.conftest import SCHEMA, SmallBackbone, SmallSource
@@ -46,8 +47,7 @@ Arrays = Mapping[str, np.ndarray]
 def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what is done for large tables be done for all."""
     monkeypatch.setattr("incrs.updaters.renumbering.SMALL", 0)
-    monkeypatch.setattr("incrs.updaters.gru.CACHED", 64)
-    monkeypatch.setattr("incrs.updaters.generator.MINIMUM", 2)
+    monkeypatch.setattr("incrs.updaters.gru_compiled.LANES", 7)
     monkeypatch.setattr("incrs.updaters.generator.BLOCK", 5)
 
 
@@ -121,14 +121,12 @@ def roughened(backbone: Backbone, count: int, seed: int = 1) -> list[dict[str, T
 
 
 def gradients_of(generator: Generator) -> dict[str, Tensor]:
-    """Return the gradients of a generator's parameters, of all that it makes in one."""
-    parts = ("tables", "dense")
-    return {
-        name: torch.cat(
-            [cast(Tensor, generator.parts[f"{part}_{name}"].grad) for part in parts], -1
-        )
-        for name in generator.names
-    }
+    """Return the gradients of a generator's parameters, by name as `weights` has them."""
+    gradient, at, found = cast(Tensor, generator.values.grad), 0, {}
+    for name, weight in generator.weights.items():
+        count = weight[..., 0].numel()
+        found[name], at = gradient[at : at + count].view_as(weight), at + count
+    return found
 
 
 def at_work(share: str, output: str, k: int = 3) -> tuple[ScenarioModule, ASMG]:
@@ -142,10 +140,10 @@ def at_work(share: str, output: str, k: int = 3) -> tuple[ScenarioModule, ASMG]:
         name: torch.randn(w.shape, generator=random, dtype=torch.float64)
         for name, w in glorot(layout, 2, random).items()
     }
-    for name, x in {**updater.models[0], DENSE: layout.flat(updater.models[0])}.items():
-        if name in layout.tables or name == DENSE:
-            shape = (2, *x.shape) if name == DENSE else (*x.shape, 2)
-            updater.state[name] = 2 * torch.rand(shape, generator=random, dtype=torch.float64) - 1
+    shapes = {name: (*updater.models[0][name].shape, 2) for name in layout.tables}
+    dense = sum(math.prod(shape) for shape in layout.dense.values())
+    for name, shape in {**shapes, DENSE: (2, dense)}.items():
+        updater.state[name] = 2 * torch.rand(shape, generator=random, dtype=torch.float64) - 1
     return module, updater
 
 
@@ -190,25 +188,80 @@ def rows(t: int, count: int) -> Batch:
     return batch._replace(numbers=batch.numbers.double(), label=batch.label.double())
 
 
-@pytest.mark.parametrize("n", [1, 5])
-def test_the_recurrence_and_its_gradient_agree_with_the_formula(n: int) -> None:
+def test_the_recurrence_and_its_gradient_agree_with_the_formula() -> None:
     random = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
+        return torch.randn(shape, generator=random, dtype=torch.float64)
 
-    x, h, p = drawn(4, 3, n).detach(), drawn(3, 2, n).detach(), {}
-    p = {"u": drawn(3, 6), "w": drawn(3, 2, 6), "out": drawn(3, 2), "bias": drawn(3)}
-    found = gru(x, h, *p.values())
+    x, h, p = drawn(4, 5), drawn(5, 2), drawn(21, 5).requires_grad_()
+    found = gru(x, h, p)
     with torch.no_grad():
-        state = first_state(x, h, *p.values())
-    for g, i in itertools.product(range(3), range(n)):
-        own = {name: value[g].detach().numpy() for name, value in p.items()}
-        steps = one_gru(x[:, g, i].tolist(), h[g, :, i].numpy(), own)
-        np.testing.assert_allclose(found[:, g, i].detach(), [y for y, _ in steps], atol=1e-9)
-        np.testing.assert_allclose(state[:, g, i].detach(), steps[0][1], atol=1e-9)
-    assert torch.autograd.gradcheck(partial(gru, x, h), tuple(p.values()))
-    assert torch.equal(gru(x, None, *p.values()), gru(x, torch.zeros_like(h), *p.values()))
+        state = first_state(x, h, p)
+    for i in range(5):
+        own = p[:, i].detach().numpy()
+        parts = {"u": own[:6], "w": own[6:18].reshape(2, 6), "out": own[18:20], "bias": own[20]}
+        steps = one_gru(x[:, i].tolist(), h[i].numpy(), parts)
+        np.testing.assert_allclose(found[:, i].detach(), [y for y, _ in steps], atol=1e-9)
+        np.testing.assert_allclose(state[:, i], steps[0][1], atol=1e-9)
+    assert torch.autograd.gradcheck(partial(gru, x, h), (p,))
+    assert torch.equal(gru(x, None, p), gru(x, torch.zeros_like(h), p))
+
+
+@pytest.mark.parametrize("lanes", [1, 7, 64])
+@pytest.mark.parametrize("hidden", [1, 3, 4, 6])
+def test_what_is_compiled_agrees_with_the_formula(
+    hidden: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gru_compiled, "LANES", lanes)
+    random = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    # Two tables, of 3 and of 2 numbers a row, weights of their own, and two generators of 5 weights each.
+    rows = [(0, 7, 3, 0), (21, 30, 2, 3), (81, 1, 50, 5), (131, 5, 1, 55), (136, 5, 1, 56)]
+    ends = [(7, 5, 2), (30, 20, 20), (1, 1, 1), (5, 5, 5), (5, 5, 5)]
+    parts = gru_compiled.Parts(np.array(rows), np.array(ends))
+    needed = torch.zeros(3, 141)
+    for (start, _, dim, _), own in zip(rows, ends, strict=True):
+        for j, end in enumerate(own):
+            needed[j, start : start + end * dim] = 1
+    size = 3 * hidden**2 + 4 * hidden + 1
+    dy, h, single = drawn(3, 141) * needed, drawn(141, hidden), {}
+    single = {"x": 3 * drawn(3, 141), "values": drawn(size, 58)}
+    double = {name: value.double().requires_grad_() for name, value in single.items()}
+    for value in single.values():
+        value.requires_grad_()
+    for start, state in ((h, h.double()), (None, None)):
+        for formula in (DIRECT, RESIDUAL):
+            for own in (*single.values(), *double.values()):
+                own.grad = None
+            assert formula.compiled is not None
+            found = formula.compiled(single["x"], start, single["values"], parts)
+            expected = formula.plain(double["x"], state, parts.repeated(double["values"]))
+            close = partial(torch.testing.assert_close, check_dtype=False)
+            close(found * needed, expected * needed, rtol=1e-6, atol=2e-6)
+            found.backward(dy)
+            expected.backward(dy.double())
+            for name, value in single.items():
+                scale = double[name].grad.abs().max().item()  # type: ignore[union-attr]
+                close(value.grad, double[name].grad, rtol=1e-5, atol=1e-6 * scale)
+        assert FIRST_STATE.compiled is not None
+        found = FIRST_STATE.compiled(single["x"], start, single["values"], parts)
+        expected = FIRST_STATE.plain(double["x"], state, parts.repeated(double["values"]))
+        close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_no_number_stays_so_and_what_is_large_saturates() -> None:
+    parts = gru_compiled.Parts(np.array([(0, 1, 3, 0)]), np.array([(1,)]))
+    values = torch.full((8, 3), 1e30)
+    x = torch.tensor([[1.0, float("nan"), -1.0]])
+    assert DIRECT.compiled is not None
+    found = DIRECT.compiled(x, None, values, parts)[0]
+    assert found[0] > 1e30
+    assert found[1].isnan()
+    assert found[2].isfinite()
 
 
 @pytest.mark.parametrize("output", ["direct", "residual"])
