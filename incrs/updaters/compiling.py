@@ -10,13 +10,13 @@ import numba
 FAST = {"contract", "nsz"}  # nothing that lets a sum be taken in another order, or hides a nan
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], parallel: bool = False) -> Callable[..., Any]:
     """Return the function compiled when it is first called; the code is kept beside its file or in a cache.
 
     A multiplication and an addition may be one, and a division by zero is infinite. Arrays are read and
-    written without a look at their bounds.
+    written without a look at their bounds.  parallel: lets `numba.prange` use several threads.
     """
-    settings: dict[str, Any] = {"error_model": "numpy", "fastmath": FAST}
+    settings: dict[str, Any] = {"error_model": "numpy", "fastmath": FAST, "parallel": parallel}
     try:
         made: Callable[..., Any] = numba.njit(cache=True, **settings)(function)
     except RuntimeError:  # there is no folder to keep it in

@@ -7,9 +7,11 @@ rather than kept. The machine code is kept beside this file, or in the user's ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from incrs.updaters.compiling import compiled
 
 LANES = 320
 """So many numbers are worked on at a time, or one row of a table where it is longer."""
+
+CHUNK = 1 << 12
+"""What has more numbers than this is divided among threads."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ONE, TWO, FARTHEST = np.float32(1), np.float32(2), np.float32(87)
@@ -226,8 +231,30 @@ def _backward(  # type: ignore[no-untyped-def]
                         total[c] += dw[some + c]
 
 
+@partial(compiled, parallel=True)
+def _forward_shared(  # type: ignore[no-untyped-def]
+    bounds, parts, ends, values, count, d, all_x, all_h, all_y, states, residual, most
+):
+    for t in numba.prange(len(bounds) - 1):
+        mine = slice(bounds[t], bounds[t + 1])
+        own, through = parts[mine], ends[mine]
+        _forward(own, through, values, count, d, all_x, all_h, all_y, states, residual, most)
+
+
+@partial(compiled, parallel=True)
+def _backward_shared(  # type: ignore[no-untyped-def]
+    bounds, parts, ends, values, count, d, all_x, all_h, all_dy, dvalues, all_dx, residual, most
+):
+    for t in numba.prange(len(bounds) - 1):
+        mine = slice(bounds[t], bounds[t + 1])
+        own, through = parts[mine], ends[mine]
+        _backward(
+            own, through, values, count, d, all_x, all_h, all_dy, dvalues, all_dx, residual, most
+        )
+
+
 class Parts(NamedTuple):
-    """Which generator makes which of N numbers; no generator is named twice, where a gradient is asked for.
+    """Which generator makes which of N numbers; no generator is named twice.
 
     parts: (S, 4) int64: the first number of a part, its rows, the numbers in a row, and the generator of
     the first of them; the generators of a row follow each other.
@@ -236,6 +263,39 @@ class Parts(NamedTuple):
 
     parts: Array
     ends: Array
+
+    def cut(self, rows: bool) -> Parts:
+        """Return parts of CHUNK numbers at most, where one row has more, or, with `rows`, several have.
+
+        Cut by rows, generators are named again, and there is no gradient.
+        """
+        parts, ends = [], []
+        for (start, count, dim, first), own in zip(
+            self.parts.tolist(), self.ends.tolist(), strict=True
+        ):
+            each = CHUNK if count == 1 else max(1, CHUNK // dim) if rows else count
+            for at in range(0, dim if count == 1 else count, each):
+                if count == 1:
+                    parts.append((start + at, 1, min(each, dim - at), first + at))
+                    ends.append(own)
+                else:
+                    parts.append((start + at * dim, min(each, count - at), dim, first))
+                    ends.append([end - at for end in own])
+        return Parts(np.array(parts, np.int64), np.array(ends, np.int64))
+
+    def shared_out(self, threads: int) -> tuple[Array, Parts]:
+        """Return where the parts of each thread begin, and the parts in that order.
+
+        What comes out does not depend on which thread does what.
+        """
+        costs = (self.ends.clip(0, self.parts[:, 1:2]) * self.parts[:, 2:3]).sum(1)
+        loads, owner = [0] * threads, np.zeros(len(costs), np.int64)
+        for s in np.argsort(-costs, kind="stable").tolist():
+            least = loads.index(min(loads))
+            owner[s], loads[least] = least, loads[least] + int(costs[s])
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(threads + 1))
+        return bounds, Parts(self.parts[order], self.ends[order])
 
     def repeated(self, values: Tensor) -> Tensor:
         """Return the parameters behind each number, (R, N), of those of the generators (R, P)."""
@@ -251,6 +311,19 @@ class Parts(NamedTuple):
             else:
                 found.append(values[:, first : first + dim].repeat(1, rows))
         return torch.cat(found, 1)
+
+
+def _done(
+    alone: Callable[..., None], shared: Callable[..., None], parts: Parts, *given: object
+) -> None:
+    """Do the parts, by as many threads as PyTorch has."""
+    threads = min(torch.get_num_threads(), numba.get_num_threads())
+    if threads == 1 or parts.ends.sum() == 0:
+        alone(*parts, *given)
+    else:
+        numba.set_num_threads(threads)
+        bounds, own = parts.cut(alone is _forward).shared_out(threads)
+        shared(bounds, *own, *given)
 
 
 def _arrays(*tensors: Tensor) -> Sequence[Array]:
@@ -271,7 +344,8 @@ class _Sequence(torch.autograd.Function):
         ctx.given = (parts, residual)
         y = torch.zeros_like(x)
         xs, hs, w, ys = _arrays(x, h, values, y)
-        _forward(*parts, w.ravel(), w.shape[1], h.shape[1], xs, hs, ys, NONE, residual, LANES)
+        given = (w.ravel(), w.shape[1], h.shape[1], xs, hs, ys, NONE, residual, LANES)
+        _done(_forward, _forward_shared, parts, *given)
         return y
 
     @staticmethod
@@ -283,7 +357,7 @@ class _Sequence(torch.autograd.Function):
         xs, hs, w, dys, dws = _arrays(x, h, values, gradients[0], dvalues)
         dxs = NONE if dx is None else dx.numpy()
         given = (w.ravel(), w.shape[1], h.shape[1], xs, hs, dys, dws.ravel(), dxs, residual, LANES)
-        _backward(*parts, *given)
+        _done(_backward, _backward_shared, parts, *given)
         return dx, None, dvalues, None, None
 
 
@@ -313,5 +387,6 @@ def first_states(x: Tensor, h: Tensor | None, values: Tensor, parts: Parts) -> T
     states = x.new_empty(x.shape[1], h.shape[1])
     xs, hs, w, found = _arrays(x[:1], h, values, states)
     first = parts._replace(ends=parts.ends[:, :1])
-    _forward(*first, w.ravel(), w.shape[1], h.shape[1], xs, hs, NONE, found, False, LANES)
+    given = (w.ravel(), w.shape[1], h.shape[1], xs, hs, NONE, found, False, LANES)
+    _done(_forward, _forward_shared, first, *given)
     return states.T
