@@ -63,7 +63,7 @@ def mark_of(file: Path) -> tuple[int, int, int] | None:
 def machine() -> dict[str, Any]:
     """Return what of the libraries and the machine can move the last digit of a number."""
     return {
-        "versions": {one: version_of(one) for one in ("incrs", "torch", "lightning")},
+        "versions": {one: version_of(one) for one in ("incrs", "torch", "lightning", "numba")},
         "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
         "threads": torch.get_num_threads(),
         "precision": [str(torch.get_default_dtype()), torch.get_float32_matmul_precision()],

@@ -7,7 +7,6 @@ rather than kept. The machine code is kept beside this file, or in the user's ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -100,53 +99,24 @@ def _load(start, n, lanes, all_x, all_h, x, h, d):  # type: ignore[no-untyped-de
 
 
 @compiled
-def _repeated(values, first, dim, count, rows, lanes, to):  # type: ignore[no-untyped-def]
+def _repeat(w, first, dim, count, rows, lanes, to):  # type: ignore[no-untyped-def]
     """Write the parameters of `dim` generators into `to` (rows * lanes,), over and over."""
     for i in range(rows):
-        own = values[i * count + first :][:dim]
+        own = w[i * count + first :][:dim]
         for at in range(i * lanes, (i + 1) * lanes, dim):
             for c in range(dim):
                 to[at + c] = own[c]
 
 
 @compiled
-def _forward(parts, ends, values, count, d, all_x, all_h, all_y, states, residual, most):  # type: ignore[no-untyped-def]
-    k, size = len(all_x), 3 * d + 3 * d * d + d + 1
-    for s in range(len(parts)):
-        start, rows, dim, first = parts[s]
-        wide = rows == 1
-        width = min(dim, most) if wide else max(1, min(rows, most // dim)) * dim
-        x, h = np.empty((k, width), np.float32), np.empty((k + 1, d, width), np.float32)
-        gates, q = np.empty((k, 3 * d, width), np.float32), np.empty((d, width), np.float32)
-        w, at, row = values, first, count
-        if not wide:
-            w, at, row = np.empty(size * width, np.float32), 0, width
-            _repeated(values, first, dim, count, size, width, w)
-        for done in range(0, rows * dim, width):
-            lanes, here, n = min(width, rows * dim - done), start + done, 0
-            for j in range(k):
-                if ends[s, j] * dim > done:
-                    n = j + 1
-            if wide:
-                at = first + done
-            _load(here, n, lanes, all_x, all_h, x, h, d)
-            _steps(n, x, h, gates, q, w, at, row, d, lanes)
-            if len(states):
-                for i in range(lanes):
-                    for m in range(d):
-                        states[here + i, m] = h[1, m, i]
-            for j in range(n if len(all_y) else 0):
-                y, bias = all_y[j, here : here + lanes], w[at + (size - 1) * row :][:lanes]
-                for i in range(lanes):
-                    y[i] = bias[i] + x[j, i] if residual else bias[i]
-                _add_products(y, w, at + (size - 1 - d) * row, row, h[j + 1], d, lanes)
-
-
-@compiled
-def _backward(  # type: ignore[no-untyped-def]
-    parts, ends, values, count, d, all_x, all_h, all_dy, dvalues, all_dx, residual, most
+def _do(  # type: ignore[no-untyped-def]
+    parts, ends, w, count, d, all_x, all_h, all_y, states, all_dy, all_dw, all_dx, residual, most
 ):
-    k, size = len(all_x), 3 * d + 3 * d * d + d + 1
+    """Fill the outputs and the states after x_1, or, where dy is given, the gradients; those are not empty.
+
+    w, dw: (R * P,), P generators, `count` of them.  most: numbers to work on at a time.
+    """
+    k, size, learning = len(all_x), 3 * d + 3 * d * d + d + 1, len(all_dy) > 0
     for s in range(len(parts)):
         start, rows, dim, first = parts[s]
         wide = rows == 1
@@ -155,11 +125,12 @@ def _backward(  # type: ignore[no-untyped-def]
         gates, q = np.empty((k, 3 * d, width), np.float32), np.empty((d, width), np.float32)
         dh, dbefore = np.empty((d, width), np.float32), np.empty((d, width), np.float32)
         dgates, dq = np.empty((3 * d, width), np.float32), np.empty(width, np.float32)
-        w, dw, at, row = values, dvalues, first, count
+        own, dw, at, row = w, all_dw, first, count
         if not wide:
-            w, dw = np.empty(size * width, np.float32), np.zeros(size * width, np.float32)
-            at, row = 0, width
-            _repeated(values, first, dim, count, size, width, w)
+            own, at, row = np.empty(size * width, np.float32), 0, width
+            _repeat(w, first, dim, count, size, width, own)
+            if learning:
+                dw = np.zeros(size * width, np.float32)
         for done in range(0, rows * dim, width):
             lanes, here, n = min(width, rows * dim - done), start + done, 0
             for j in range(k):
@@ -167,10 +138,22 @@ def _backward(  # type: ignore[no-untyped-def]
                     n = j + 1
             if wide:
                 at = first + done
+            _load(here, n, lanes, all_x, all_h, x, h, d)
+            _steps(n, x, h, gates, q, own, at, row, d, lanes)
+            if len(states):
+                for i in range(lanes):
+                    for m in range(d):
+                        states[here + i, m] = h[1, m, i]
+            for j in range(n if len(all_y) else 0):
+                y, bias = all_y[j, here : here + lanes], own[at + (size - 1) * row :][:lanes]
+                for i in range(lanes):
+                    y[i] = bias[i] + x[j, i] if residual else bias[i]
+                _add_products(y, own, at + (size - 1 - d) * row, row, h[j + 1], d, lanes)
+            if not learning:
+                continue
+            if wide:
                 for i in range(size):
                     dw[at + i * row :][:lanes] = 0
-            _load(here, n, lanes, all_x, all_h, x, h, d)
-            _steps(n, x, h, gates, q, w, at, row, d, lanes)
             dh[:] = 0
             for j in range(n - 1, -1, -1):
                 x_j, dy = x[j], all_dy[j, here : here + lanes]
@@ -179,7 +162,7 @@ def _backward(  # type: ignore[no-untyped-def]
                     dbias[i] += dy[i]
                 for m in range(d):
                     at_m = at + (size - 1 - d + m) * row
-                    out, dout, dh_m, db_m = w[at_m:][:lanes], dw[at_m:][:lanes], dh[m], dbefore[m]
+                    out, dout, dh_m, db_m = own[at_m:][:lanes], dw[at_m:][:lanes], dh[m], dbefore[m]
                     before, after, z, c = h[j, m], h[j + 1, m], gates[j, m], gates[j, 2 * d + m]
                     dz, dc = dgates[m], dgates[2 * d + m]
                     for i in range(lanes):
@@ -192,21 +175,16 @@ def _backward(  # type: ignore[no-untyped-def]
                 for m in range(d):  # of q = h * r
                     dq[:] = 0
                     at_m = at + (3 * d + m * 3 * d) * row
-                    _add_products(dq, w, at_m + 2 * d * row, row, dgates[2 * d :], d, lanes)
-                    q_m, r, before, dr, db_m = (
-                        q[m],
-                        gates[j, d + m],
-                        h[j, m],
-                        dgates[d + m],
-                        dbefore[m],
-                    )
+                    _add_products(dq, own, at_m + 2 * d * row, row, dgates[2 * d :], d, lanes)
+                    q_m, r, before = q[m], gates[j, d + m], h[j, m]
+                    dr, db_m = dgates[d + m], dbefore[m]
                     for i in range(lanes):
                         q_m[i] = before[i] * r[i]
                         dr[i] = dq[i] * q_m[i] * (ONE - r[i])
                         db_m[i] += dq[i] * r[i]
                 for m in range(d):
                     at_m = at + (3 * d + m * 3 * d) * row
-                    _add_products(dbefore[m], w, at_m, row, dgates, 2 * d, lanes)
+                    _add_products(dbefore[m], own, at_m, row, dgates, 2 * d, lanes)
                 for g in range(3 * d):
                     da, du = dgates[g], dw[at + g * row :][:lanes]
                     for i in range(lanes):
@@ -220,11 +198,11 @@ def _backward(  # type: ignore[no-untyped-def]
                     dx = all_dx[j, here : here + lanes]
                     for i in range(lanes):
                         dx[i] = dy[i] if residual else 0
-                    _add_products(dx, w, at, row, dgates, 3 * d, lanes)
+                    _add_products(dx, own, at, row, dgates, 3 * d, lanes)
                 dh, dbefore = dbefore, dh
-        if not wide:
+        if learning and not wide:
             for i in range(size):
-                total = dvalues[i * count + first :][:dim]
+                total = all_dw[i * count + first :][:dim]
                 total[:] = 0
                 for some in range(i * width, (i + 1) * width, dim):
                     for c in range(dim):
@@ -232,25 +210,12 @@ def _backward(  # type: ignore[no-untyped-def]
 
 
 @partial(compiled, parallel=True)
-def _forward_shared(  # type: ignore[no-untyped-def]
-    bounds, parts, ends, values, count, d, all_x, all_h, all_y, states, residual, most
+def _do_together(  # type: ignore[no-untyped-def]
+    bounds, parts, ends, w, count, d, x, h, y, states, dy, dw, dx, residual, most
 ):
     for t in numba.prange(len(bounds) - 1):
         mine = slice(bounds[t], bounds[t + 1])
-        own, through = parts[mine], ends[mine]
-        _forward(own, through, values, count, d, all_x, all_h, all_y, states, residual, most)
-
-
-@partial(compiled, parallel=True)
-def _backward_shared(  # type: ignore[no-untyped-def]
-    bounds, parts, ends, values, count, d, all_x, all_h, all_dy, dvalues, all_dx, residual, most
-):
-    for t in numba.prange(len(bounds) - 1):
-        mine = slice(bounds[t], bounds[t + 1])
-        own, through = parts[mine], ends[mine]
-        _backward(
-            own, through, values, count, d, all_x, all_h, all_dy, dvalues, all_dx, residual, most
-        )
+        _do(parts[mine], ends[mine], w, count, d, x, h, y, states, dy, dw, dx, residual, most)
 
 
 class Parts(NamedTuple):
@@ -263,39 +228,6 @@ class Parts(NamedTuple):
 
     parts: Array
     ends: Array
-
-    def cut(self, rows: bool) -> Parts:
-        """Return parts of CHUNK numbers at most, where one row has more, or, with `rows`, several have.
-
-        Cut by rows, generators are named again, and there is no gradient.
-        """
-        parts, ends = [], []
-        for (start, count, dim, first), own in zip(
-            self.parts.tolist(), self.ends.tolist(), strict=True
-        ):
-            each = CHUNK if count == 1 else max(1, CHUNK // dim) if rows else count
-            for at in range(0, dim if count == 1 else count, each):
-                if count == 1:
-                    parts.append((start + at, 1, min(each, dim - at), first + at))
-                    ends.append(own)
-                else:
-                    parts.append((start + at * dim, min(each, count - at), dim, first))
-                    ends.append([end - at for end in own])
-        return Parts(np.array(parts, np.int64), np.array(ends, np.int64))
-
-    def shared_out(self, threads: int) -> tuple[Array, Parts]:
-        """Return where the parts of each thread begin, and the parts in that order.
-
-        What comes out does not depend on which thread does what.
-        """
-        costs = (self.ends.clip(0, self.parts[:, 1:2]) * self.parts[:, 2:3]).sum(1)
-        loads, owner = [0] * threads, np.zeros(len(costs), np.int64)
-        for s in np.argsort(-costs, kind="stable").tolist():
-            least = loads.index(min(loads))
-            owner[s], loads[least] = least, loads[least] + int(costs[s])
-        order = np.argsort(owner, kind="stable")
-        bounds = np.searchsorted(owner[order], np.arange(threads + 1))
-        return bounds, Parts(self.parts[order], self.ends[order])
 
     def repeated(self, values: Tensor) -> Tensor:
         """Return the parameters behind each number, (R, N), of those of the generators (R, P)."""
@@ -313,24 +245,74 @@ class Parts(NamedTuple):
         return torch.cat(found, 1)
 
 
-def _done(
-    alone: Callable[..., None], shared: Callable[..., None], parts: Parts, *given: object
+class Shared(NamedTuple):
+    """`Parts` by threads: those of thread t begin at bounds[t] (threads + 1,).
+
+    What comes out does not depend on which thread does what.
+    """
+
+    bounds: Array
+    parts: Array
+    ends: Array
+
+    @staticmethod
+    def of(given: Parts, learning: bool) -> Shared:
+        """Share parts out among as many threads as PyTorch has, in parts of CHUNK numbers where they can be.
+
+        learning: False cuts by rows, too, so that generators are named again, and there is no gradient.
+        """
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        if threads < 2:
+            return Shared(np.array([0, len(given.parts)]), *given)
+        parts: list[list[tuple[int, ...]]] = [[] for _ in range(threads)]
+        ends: list[list[list[int]]] = [[] for _ in range(threads)]
+        loads = [0] * threads
+        rows = zip(given.parts.tolist(), given.ends.tolist(), strict=True)
+        for (start, count, dim, first), own in rows:
+            wide = count == 1
+            each = CHUNK if wide else count if learning else max(1, CHUNK // dim)
+            for at in range(0, dim if wide else count, each):
+                t = loads.index(min(loads))
+                if wide:
+                    parts[t].append((start + at, 1, min(each, dim - at), first + at))
+                    ends[t].append(own)
+                else:
+                    parts[t].append((start + at * dim, min(each, count - at), dim, first))
+                    ends[t].append([end - at for end in own])
+                loads[t] += parts[t][-1][1] * parts[t][-1][2]
+        bounds = np.cumsum([0, *map(len, parts)])
+        joined = [
+            np.array([one for some in each for one in some], np.int64) for each in (parts, ends)
+        ]
+        return Shared(bounds, *joined)
+
+
+NONE = torch.empty(0, 0)
+
+
+def _work(
+    parts: Shared,
+    values: Tensor,
+    x: Tensor,
+    h: Tensor,
+    y: Tensor = NONE,
+    states: Tensor = NONE,
+    dy: Tensor = NONE,
+    dvalues: Tensor = NONE,
+    dx: Tensor = NONE,
+    residual: bool = False,
 ) -> None:
-    """Do the parts, by as many threads as PyTorch has."""
-    threads = min(torch.get_num_threads(), numba.get_num_threads())
-    if threads == 1 or parts.ends.sum() == 0:
-        alone(*parts, *given)
+    given = [t.detach().contiguous().numpy() for t in (x, h, y, states, dy)]
+    w, dw, gradient = values.detach().numpy(), dvalues.numpy(), dx.numpy()
+    own = (w.ravel(), w.shape[1], h.shape[1], *given, dw.ravel(), gradient, residual, LANES)
+    if len(parts.bounds) == 2:
+        _do(*parts[1:], *own)
     else:
-        numba.set_num_threads(threads)
-        bounds, own = parts.cut(alone is _forward).shared_out(threads)
-        shared(bounds, *own, *given)
-
-
-def _arrays(*tensors: Tensor) -> Sequence[Array]:
-    return [x.detach().contiguous().numpy() for x in tensors]
-
-
-NONE = np.empty((0, 0), np.float32)
+        threads = torch.get_num_threads()
+        numba.set_num_threads(len(parts.bounds) - 1)
+        if torch.get_num_threads() != threads:  # they may share a pool, whose size it sets at first
+            torch.set_num_threads(threads)
+        _do_together(*parts, *own)
 
 
 class _Sequence(torch.autograd.Function):
@@ -340,25 +322,20 @@ class _Sequence(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, h: Tensor, values: Tensor, parts: Parts, residual: bool
     ) -> Tensor:
+        own, y = Shared.of(parts, any(ctx.needs_input_grad)), torch.zeros_like(x)
+        _work(own, values, x, h, y=y, residual=residual)
         ctx.save_for_backward(x, h, values)
-        ctx.given = (parts, residual)
-        y = torch.zeros_like(x)
-        xs, hs, w, ys = _arrays(x, h, values, y)
-        given = (w.ravel(), w.shape[1], h.shape[1], xs, hs, ys, NONE, residual, LANES)
-        _done(_forward, _forward_shared, parts, *given)
+        ctx.given = (own, residual)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x, h, values), (parts, residual) = ctx.saved_tensors, ctx.given
-        whole = parts.parts[:, 2].sum() == values.shape[1]
-        dvalues = torch.empty_like(values) if whole else torch.zeros_like(values)
-        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        xs, hs, w, dys, dws = _arrays(x, h, values, gradients[0], dvalues)
-        dxs = NONE if dx is None else dx.numpy()
-        given = (w.ravel(), w.shape[1], h.shape[1], xs, hs, dys, dws.ravel(), dxs, residual, LANES)
-        _done(_backward, _backward_shared, parts, *given)
-        return dx, None, dvalues, None, None
+        all_named = parts.parts[:, 2].sum() == values.shape[1]
+        dvalues = torch.empty_like(values) if all_named else torch.zeros_like(values)
+        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else NONE
+        _work(parts, values, x, h, dy=gradients[0], dvalues=dvalues, dx=dx, residual=residual)
+        return dx if ctx.needs_input_grad[0] else None, None, dvalues, None, None
 
 
 def hidden_size(parameters: int) -> int:
@@ -385,8 +362,6 @@ def first_states(x: Tensor, h: Tensor | None, values: Tensor, parts: Parts) -> T
     """Return the state after x_1 alone, (d, N); see `sequence`."""
     h = _started(x, h, values)
     states = x.new_empty(x.shape[1], h.shape[1])
-    xs, hs, w, found = _arrays(x[:1], h, values, states)
-    first = parts._replace(ends=parts.ends[:, :1])
-    given = (w.ravel(), w.shape[1], h.shape[1], xs, hs, NONE, found, False, LANES)
-    _done(_forward, _forward_shared, first, *given)
+    first = Shared.of(parts._replace(ends=parts.ends[:, :1]), learning=False)
+    _work(first, values, x[:1], h, states=states)
     return states.T

@@ -131,6 +131,14 @@ class WeightLearner(L.LightningModule):
         gates = tuple({n: some[n][ids] for n, ids in at.items()} for some in self._gates)
         return Asked(batches, known, needed, gates)
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Bring what a step takes to the device; a CPU has it, and a look at each tensor costs time."""
+        if device.type == "cpu":
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def training_step(self, asked: Asked, batch_idx: int) -> Tensor:
         """Return the loss of a step; among several processes its share times their number."""
         generated = self.generator({**self._near, **asked.known}, asked.needed)

@@ -66,77 +66,79 @@ class Renumbering:
             None if b is None else b._replace(fields=b.fields.clone(), lists=dict(b.lists))
             for b in batches
         ]
-        device = next((b.label.device for b in batches if b is not None), torch.device("cpu"))
         rows: dict[str, Tensor] = {}
         needed: dict[str, list[int]] = {}
         for vocabulary in self._rows:
             held = [j for j, v in enumerate(columns) if v == vocabulary]
             named = [name for name, v in {**of.lists, **of.beside}.items() if v == vocabulary]
-            ids = [
-                [x.flatten() for x in (b.fields[:, held], *(b.lists[name] for name in named))]
-                if b
-                else []
-                for b in reversed(made)
-            ]
-            zero = torch.zeros(1, dtype=torch.int32, device=device)
-            parts = [torch.cat([zero, *some]) for some in ids]
-            rows[vocabulary], places, counts = self._first_seen(vocabulary, parts)
-            needed[vocabulary] = counts[::-1]
-            for batch, some, place in zip(reversed(made), ids, places, strict=True):
+            places: list[list[Tensor]] = []
+            for batch in reversed(made):
+                places.append([])
                 if batch:
-                    new = place[1:].split([len(x) for x in some])
-                    batch.fields[:, held] = new[0].view(len(batch.label), len(held))
-                    for name, x in zip(named, new[1:], strict=True):
-                        batch.lists[name] = x.view_as(batch.lists[name])
+                    batch.lists.update({name: batch.lists[name].clone() for name in named})
+                    places[-1] += [batch.fields[:, j] for j in held]
+                    places[-1] += [batch.lists[name].view(-1) for name in named]
+            rows[vocabulary], counts = self._numbered(vocabulary, places)
+            needed[vocabulary] = counts[::-1]
         return (
             tuple(made),
             {name: rows[vocabulary] for name, (_, vocabulary) in self.tables.items()},
             {name: needed[vocabulary] for name, (_, vocabulary) in self.tables.items()},
         )
 
-    def _first_seen(
-        self, vocabulary: str, parts: Sequence[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor], list[int]]:
-        """Return the ids of parts as they first come, where each one is, and how many by each part's end.
+    def _numbered(
+        self, vocabulary: str, places: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, list[int]]:
+        """Write over ids (n,) of batches which one it is of those that come; 0 comes first.
 
-        Sorting them takes longer.
+        Returns the ids as they first come, and how many have come with each batch. Sorting takes longer.
         """
-        ids, sizes = torch.cat(list(parts)), [len(part) for part in parts]
-        key = (vocabulary, ids.device)
+        device = next((x.device for some in places for x in some), torch.device("cpu"))
+        key = (vocabulary, device)
         if key not in self._seen:
-            self._seen[key] = torch.full((self._rows[vocabulary],), -1, device=ids.device)
-        seen = self._seen[key]
-        if ids.device.type == "cpu":
-            found = torch.empty(len(ids), dtype=torch.long)
-            ends = np.cumsum(sizes)
-            _number(ids.numpy(), ends, seen.numpy(), found.numpy())
-            return found[: ends[-1]], ids.split(sizes), ends.tolist()
-        at = torch.arange(len(ids), device=ids.device)
-        wide = ids.long()
-        seen.index_fill_(0, wide, len(ids)).scatter_reduce_(0, wide, at, "amin")
-        first = seen.index_select(0, wide)
+            self._seen[key] = torch.full((self._rows[vocabulary],), -1, device=device)
+        seen, counts = self._seen[key], []
+        if device.type == "cpu":
+            found, by_id = np.zeros(len(seen), np.int64), seen.numpy()
+            count, by_id[0] = 1, 0
+            for some in places:
+                for ids in some:
+                    count = _number(ids.numpy(), by_id, found, count)
+                    if count < 0:
+                        raise IndexError(f"{vocabulary}: an id beyond its {len(seen)} rows")
+                counts.append(int(count))
+            by_id[found[:count]] = -1
+            return torch.from_numpy(found[:count].copy()), counts
+        joined = torch.cat([seen.new_zeros(1), *(ids for some in places for ids in some)])
+        at = torch.arange(len(joined), device=device)
+        seen.index_fill_(0, joined, len(joined)).scatter_reduce_(0, joined, at, "amin")
+        first = seen.index_select(0, joined)
         new = first == at
         number = new.cumsum(0)
-        places = (number - 1).index_select(0, first).int()
-        last = torch.tensor(sizes, device=ids.device).cumsum(0) - 1
-        return wide[new], places.split(sizes), number.index_select(0, last).tolist()
+        numbers, end = (number - 1).index_select(0, first), 1
+        ends = []
+        for some in places:
+            for ids in some:
+                ids.copy_(numbers[end : end + len(ids)])
+                end += len(ids)
+            ends.append(end - 1)
+        counts = number.index_select(0, torch.tensor(ends, device=device)).tolist()
+        return joined[new], counts
 
 
 @compiled
-def _number(ids, ends, seen, found):  # type: ignore[no-untyped-def]
-    """Write the ids as they first come into `found`, their place there over each, and over `ends` how many.
+def _number(ids, seen, found, count):  # type: ignore[no-untyped-def]
+    """Write over ids (n,) where each is in `found`, behind whose first `count` new ones go; return how many.
 
-    seen: (rows,), -1 everywhere, as afterwards again.
+    seen: (rows,) the place of each id in `found`, -1 of those that are not in it.
+    Returns -1 for an id that is none of the rows.
     """
-    count = at = 0
-    for part in range(len(ends)):
-        while at < ends[part]:
-            own = ids[at]
-            if seen[own] < 0:
-                seen[own], found[count] = count, own
-                count += 1
-            ids[at] = seen[own]
-            at += 1
-        ends[part] = count
-    for i in range(count):
-        seen[found[i]] = -1
+    for i in range(len(ids)):
+        own = ids[i]
+        if own < 0 or own >= len(seen):
+            return -1
+        if seen[own] < 0:
+            seen[own], found[count] = count, own
+            count += 1
+        ids[i] = seen[own]
+    return count
