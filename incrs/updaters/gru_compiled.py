@@ -95,17 +95,41 @@ def _load(start, n, lanes, all_x, all_h, x, h, d):  # type: ignore[no-untyped-de
             for m in range(d):
                 h[0, m, i] = all_h[start + i, m]
     else:
-        h[0] = 0
+        h[0, :, :lanes] = 0
 
 
 @compiled
-def _repeat(w, first, dim, count, rows, lanes, to):  # type: ignore[no-untyped-def]
-    """Write the parameters of `dim` generators into `to` (rows * lanes,), over and over."""
+def _repeat(w, first, dim, count, rows, width, row, to):  # type: ignore[no-untyped-def]
+    """Write the parameters of `dim` generators into `to`, over and over: `rows` rows of `width`."""
     for i in range(rows):
-        own = w[i * count + first :][:dim]
-        for at in range(i * lanes, (i + 1) * lanes, dim):
-            for c in range(dim):
-                to[at + c] = own[c]
+        own = to[i * row :][:width]
+        own[:dim] = w[i * count + first :][:dim]
+        filled = dim
+        while filled < width:
+            more = min(filled, width - filled)
+            own[filled : filled + more] = own[:more]
+            filled += more
+
+
+@compiled
+def _add_up(dw, first, dim, count, rows, width, row, own):  # type: ignore[no-untyped-def]
+    """Sum in `own`, as `_repeat` fills it, what belongs to one parameter, into dw; `own` is used up."""
+    for i in range(rows):
+        one = own[i * row :][:width]
+        held = width // dim
+        while held > 1:
+            half = held // 2
+            to, of = one[: half * dim], one[(held - half) * dim : held * dim]
+            for j in range(half * dim):
+                to[j] += of[j]
+            held -= half
+        dw[i * count + first :][:dim] = one[:dim]
+
+
+@compiled
+def _width(rows, dim, most):  # type: ignore[no-untyped-def]
+    """Return how many numbers of a part are worked on at a time."""
+    return min(dim, most) if rows == 1 else max(1, min(rows, most // dim)) * dim
 
 
 @compiled
@@ -117,20 +141,23 @@ def _do(  # type: ignore[no-untyped-def]
     w, dw: (R * P,), P generators, `count` of them.  most: numbers to work on at a time.
     """
     k, size, learning = len(all_x), 3 * d + 3 * d * d + d + 1, len(all_dy) > 0
+    widest = 1
+    for s in range(len(parts)):
+        widest = max(widest, _width(parts[s, 1], parts[s, 2], most))
+    x, h = np.empty((k, widest), np.float32), np.empty((k + 1, d, widest), np.float32)
+    gates, q = np.empty((k, 3 * d, widest), np.float32), np.empty((d, widest), np.float32)
+    dh, dbefore = np.empty((d, widest), np.float32), np.empty((d, widest), np.float32)
+    dgates, dq = np.empty((3 * d, widest), np.float32), np.empty(widest, np.float32)
+    repeated, added = np.empty(size * widest, np.float32), np.empty(size * widest, np.float32)
     for s in range(len(parts)):
         start, rows, dim, first = parts[s]
-        wide = rows == 1
-        width = min(dim, most) if wide else max(1, min(rows, most // dim)) * dim
-        x, h = np.empty((k, width), np.float32), np.empty((k + 1, d, width), np.float32)
-        gates, q = np.empty((k, 3 * d, width), np.float32), np.empty((d, width), np.float32)
-        dh, dbefore = np.empty((d, width), np.float32), np.empty((d, width), np.float32)
-        dgates, dq = np.empty((3 * d, width), np.float32), np.empty(width, np.float32)
+        wide, width = rows == 1, _width(rows, dim, most)
         own, dw, at, row = w, all_dw, first, count
         if not wide:
-            own, at, row = np.empty(size * width, np.float32), 0, width
-            _repeat(w, first, dim, count, size, width, own)
-            if learning:
-                dw = np.zeros(size * width, np.float32)
+            own, dw, at, row = repeated, added, 0, widest
+            _repeat(w, first, dim, count, size, width, row, own)
+            for i in range(size if learning else 0):
+                dw[i * row :][:width] = 0
         for done in range(0, rows * dim, width):
             lanes, here, n = min(width, rows * dim - done), start + done, 0
             for j in range(k):
@@ -154,7 +181,7 @@ def _do(  # type: ignore[no-untyped-def]
             if wide:
                 for i in range(size):
                     dw[at + i * row :][:lanes] = 0
-            dh[:] = 0
+            dh[:, :lanes] = 0
             for j in range(n - 1, -1, -1):
                 x_j, dy = x[j], all_dy[j, here : here + lanes]
                 dbias = dw[at + (size - 1) * row :][:lanes]
@@ -173,7 +200,7 @@ def _do(  # type: ignore[no-untyped-def]
                         dc[i] = dh_m[i] * z[i] * (ONE - c[i] * c[i])
                         db_m[i] = dh_m[i] * (ONE - z[i])
                 for m in range(d):  # of q = h * r
-                    dq[:] = 0
+                    dq[:lanes] = 0
                     at_m = at + (3 * d + m * 3 * d) * row
                     _add_products(dq, own, at_m + 2 * d * row, row, dgates[2 * d :], d, lanes)
                     q_m, r, before = q[m], gates[j, d + m], h[j, m]
@@ -201,12 +228,7 @@ def _do(  # type: ignore[no-untyped-def]
                     _add_products(dx, own, at, row, dgates, 3 * d, lanes)
                 dh, dbefore = dbefore, dh
         if learning and not wide:
-            for i in range(size):
-                total = all_dw[i * count + first :][:dim]
-                total[:] = 0
-                for some in range(i * width, (i + 1) * width, dim):
-                    for c in range(dim):
-                        total[c] += dw[some + c]
+            _add_up(all_dw, first, dim, count, size, width, row, dw)
 
 
 @partial(compiled, parallel=True)
@@ -264,27 +286,33 @@ class Shared(NamedTuple):
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         if threads < 2:
             return Shared(np.array([0, len(given.parts)]), *given)
-        parts: list[list[tuple[int, ...]]] = [[] for _ in range(threads)]
-        ends: list[list[list[int]]] = [[] for _ in range(threads)]
-        loads = [0] * threads
-        rows = zip(given.parts.tolist(), given.ends.tolist(), strict=True)
-        for (start, count, dim, first), own in rows:
-            wide = count == 1
-            each = CHUNK if wide else count if learning else max(1, CHUNK // dim)
-            for at in range(0, dim if wide else count, each):
-                t = loads.index(min(loads))
-                if wide:
-                    parts[t].append((start + at, 1, min(each, dim - at), first + at))
-                    ends[t].append(own)
-                else:
-                    parts[t].append((start + at * dim, min(each, count - at), dim, first))
-                    ends[t].append([end - at for end in own])
-                loads[t] += parts[t][-1][1] * parts[t][-1][2]
-        bounds = np.cumsum([0, *map(len, parts)])
-        joined = [
-            np.array([one for some in each for one in some], np.int64) for each in (parts, ends)
-        ]
-        return Shared(bounds, *joined)
+        rows, dim = given.parts[:, 1], given.parts[:, 2]
+        wide = rows == 1
+        length = np.where(wide, dim, rows)  # of what is cut: numbers, or rows
+        each = np.where(wide, CHUNK, rows if learning else np.maximum(1, CHUNK // dim))
+        pieces = -(-length // each)
+        which = np.repeat(np.arange(len(pieces)), pieces)
+        at = (np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * each[which]
+        parts, ends, wide = given.parts[which], given.ends[which], wide[which]
+        size = np.minimum(each[which], length[which] - at)
+        parts[:, 0] += np.where(wide, at, at * dim[which])
+        parts[:, 1], parts[:, 2] = np.where(wide, 1, size), np.where(wide, size, dim[which])
+        parts[:, 3] += np.where(wide, at, 0)
+        ends = np.where(wide[:, None], ends, ends - at[:, None])
+        owner = _owners(parts[:, 1] * parts[:, 2], threads)
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(threads + 1))
+        return Shared(bounds, parts[order], ends[order])
+
+
+@compiled
+def _owners(sizes, threads):  # type: ignore[no-untyped-def]
+    """Return which thread does each part: the one with the least to do so far."""
+    loads, owner = np.zeros(threads, np.int64), np.zeros(len(sizes), np.int64)
+    for s in range(len(sizes)):
+        t = np.argmin(loads)
+        owner[s], loads[t] = t, loads[t] + sizes[s]
+    return owner
 
 
 NONE = torch.empty(0, 0)
