@@ -19,6 +19,8 @@ from incrs.updaters.compiling import compiled
 
 LANES = 320
 """So many numbers are worked on at a time, or one row of a table where it is longer."""
+CACHED = 20_000
+"""Fewer where more parameters than this would be behind them, which leave the cache; a fifth at least."""
 
 CHUNK = 1 << 12
 """What has more numbers than this is divided among threads."""
@@ -332,7 +334,8 @@ def _work(
 ) -> None:
     given = [t.detach().contiguous().numpy() for t in (x, h, y, states, dy)]
     w, dw, gradient = values.detach().numpy(), dvalues.numpy(), dx.numpy()
-    own = (w.ravel(), w.shape[1], h.shape[1], *given, dw.ravel(), gradient, residual, LANES)
+    most = max(-(-LANES // 5), min(LANES, CACHED // len(w)))
+    own = (w.ravel(), w.shape[1], h.shape[1], *given, dw.ravel(), gradient, residual, most)
     if len(parts.bounds) == 2:
         _do(*parts[1:], *own)
     else:
