@@ -231,6 +231,11 @@ class ASMG(Updater):
         for key, value in under("optimizer").items():
             number, name = key.split(".", 1)
             self._optimizer_state.setdefault(int(number), {})[name] = value
+        if self._optimizer_state.keys() - {0}:
+            raise Mistake(
+                "updater asmg: the checkpoint is of an earlier version of incrs, which kept the optimizer's "
+                "state of the GRUs in parts: start a new run"
+            )
 
 
 def shares(steps: int, weight: str) -> list[float]:

@@ -603,6 +603,13 @@ def test_a_folder_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert any(key.startswith("optimizer.0.exp_avg") for key in kept)
 
 
+def test_a_checkpoint_that_kept_the_optimizer_in_parts_is_refused_in_a_sentence() -> None:
+    state = {"periods": 3, "models": 0, "optimizer.0.step": torch.ones(())}
+    ASMG().load_state_dict(state)
+    with pytest.raises(Mistake, match="of an earlier version of incrs"):
+        ASMG().load_state_dict({**state, "optimizer.1.step": torch.ones(())})
+
+
 def test_of_the_models_no_more_than_the_sequence_is_kept(tmp_path: Path) -> None:
     for settings, count in (
         ({"k": 2}, 2),
