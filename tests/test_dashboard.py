@@ -306,8 +306,9 @@ def test_a_service_that_is_gone_is_said_once_and_the_next_run_is_logged(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = open_folder(tmp_path / "lost")
-    watcher = Wandb(str(folder), mode="offline", timeout=1)
+    watcher = Wandb(str(folder), mode="offline")  # starting the service may take seconds
     tell(watcher, folder, (6,))
+    watcher._timeout = 1
     process = service()
     process.send_signal(number)
     time.sleep(0.2)
@@ -315,7 +316,7 @@ def test_a_service_that_is_gone_is_said_once_and_the_next_run_is_logged(
     before = states()
     tell(watcher, folder, (7, 8))
     watcher.run_ends(finished=True)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert states() == before
     (sentence,) = warnings_of(caplog)
     assert "W&B is lost" in sentence
@@ -366,10 +367,10 @@ def test_without_a_network_a_run_is_logged_offline(
         monkeypatch.setenv("WANDB_API_KEY", key)
     folder = open_folder(tmp_path / "run")
     began = time.monotonic()
-    watcher = Wandb(str(folder), timeout=2)
+    watcher = Wandb(str(folder), timeout=5)
     tell(watcher, folder)
     watcher.run_ends(finished=True)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40
     (sentence,) = warnings_of(caplog)
     assert sentence.startswith("W&B cannot be reached (")
     assert sentence.endswith("): logging offline")
