@@ -3,6 +3,7 @@
 python -m benchmarks.kills                  50 runs killed from the start, 25 killed as days come in
 python -m benchmarks.kills --times 6        fewer
 python -m benchmarks.kills --signal TERM    asked to stop, and checked for leaving nothing half done
+python -m benchmarks.kills --signal KILL INT    by each signal in its turn
 
 A log of a few days with a side table is prepared and trained on, by incmsr, with histories and growing
 tables: once undisturbed, then again and again with `kill -9` at a random moment, in every second run
@@ -346,7 +347,7 @@ def make_parts(folder: Path) -> dict[str, Part]:
     return parts | {"as days come in": Part(folder / "later", desk)}
 
 
-def main(times: int, seed: int, number: signal.Signals) -> int:
+def main(times: int, seed: int, numbers: Sequence[signal.Signals]) -> int:
     """Run the kills and print the table; return the exit status."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
@@ -370,7 +371,7 @@ def main(times: int, seed: int, number: signal.Signals) -> int:
             for k in range(count):
                 phase = work[k // 2 % len(work)] if k % 2 else None
                 try:
-                    met = part.once(dice, phase, number)
+                    met = part.once(dice, phase, numbers[k % len(numbers)])
                 except AssertionError as error:
                     failures.append(f"{name}, run {k}: {error}")
                     console.print(failures[-1], markup=False)
@@ -378,7 +379,7 @@ def main(times: int, seed: int, number: signal.Signals) -> int:
                 first[met[0]] += 1
                 again.update(met[1:])
             table = Table(
-                title=f"{name}: {count} runs, {number.name}",
+                title=f"{name}: {count} runs, {' '.join(number.name for number in numbers)}",
                 box=box.SIMPLE_HEAD,
                 title_justify="left",
             )
@@ -403,6 +404,7 @@ if __name__ == "__main__":
         "--times", type=int, default=50, help="runs from the start; half as many more"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
+    parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], nargs="+", default=["KILL"])
     given = parser.parse_args()
-    sys.exit(main(given.times, given.seed, signal.Signals[f"SIG{given.signal}"]))
+    signals = [signal.Signals[f"SIG{name}"] for name in given.signal]
+    sys.exit(main(given.times, given.seed, signals))

@@ -19,12 +19,12 @@ from tests.test_train import wait_for
 UPDATERS = ["batch", "finetune", "frozen", "spmf", "[incmsr,asmg]", "[incctr,sml]"]
 """Every updater, some two at a time."""
 LOG = [
-    "data.rows_per_period=6000",
-    "data.users=600",
-    "data.items=300",
+    "data.rows_per_period=2400",
+    "data.users=300",
+    "data.items=200",
     "data.periods=11",
     "data.pretrain=5",  # asmg generates from the third day after those on
-    "batch_size=1500",
+    "batch_size=600",
     "trainer.precision=64-true",  # in 32 bits a ReLU flips on the last digit, and runs drift apart
 ]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
@@ -80,63 +80,60 @@ def gone(pid: int) -> bool:
     return state == "Z"
 
 
-@pytest.mark.parametrize("updater", UPDATERS)
+def kill(process: subprocess.Popen, pid: int) -> None:
+    """Kill a process that `process` is or has started, and wait until all those are gone."""
+    family = [process.pid, *children_of(process.pid)]
+    os.kill(pid, signal.SIGKILL)
+    process.wait(60)
+    deadline = time.monotonic() + 60
+    while not all(map(gone, family)):
+        assert time.monotonic() < deadline, "a process outlived the others"
+        time.sleep(0.1)
+
+
 def test_two_processes_killed_and_resumed_give_the_numbers_of_one(
-    updater: str, alone: dict[str, Path], tmp_path: Path
+    alone: dict[str, Path], tmp_path: Path
 ) -> None:
-    arguments = [f"updater={updater}", *LOG, *TWO]
+    arguments = ["updater=finetune", *LOG, *TWO]
     process = subprocess.Popen(command(arguments), cwd=tmp_path, stdout=subprocess.DEVNULL)
     folder = wait_for(tmp_path, 2, process)
-    others = children_of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(others) == 1
-    deadline = time.monotonic() + 60
-    while not all(map(gone, others)):
-        assert time.monotonic() < deadline, "the second process outlived the first"
-        time.sleep(0.1)
+    assert len(children_of(process.pid)) == 1
+    kill(process, process.pid)
     done = fresh(tmp_path, f"resume={folder}")
     assert done.returncode == 0, done.stderr
     assert run_folders(tmp_path) == [folder]
-    assert_same(alone[updater], folder)
+    assert_same(alone["finetune"], folder)
+
+
+def test_a_sweep_of_two_processes_killed_in_every_run_gives_the_numbers_of_one(
+    alone: dict[str, Path], tmp_path: Path
+) -> None:
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    sweep = ["-m", f"updater={','.join(UPDATERS)}", *LOG, *TWO, "hydra.sweep.dir=multirun"]
+    started = [sys.executable, "-m", *launcher, "-m", "incrs.train", *sweep]
+    for number in range(len(UPDATERS)):
+        with (tmp_path / "errors").open("w") as told:
+            process = subprocess.Popen(
+                started, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=told
+            )
+            wait_for(tmp_path, 2, process, f"multirun/{number}")
+            kill(process, children_of(process.pid)[number % 2])
+    done = subprocess.run(started, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for updater, folder in zip(UPDATERS, run_folders(tmp_path), strict=True):
+        assert_same(alone[updater], folder)
+    assert done.stdout.count("One seed: pairs") == 1
 
 
 def test_in_single_precision_they_stay_close_though_a_relu_may_flip(tmp_path: Path) -> None:
-    for name, arguments in (("one", []), ("two", TWO)):
+    for name, run, arguments in (("one", forked, []), ("two", fresh, TWO)):
         (tmp_path / name).mkdir()
         what = ["model=dcn", "updater=incctr", "trainer.precision=32-true"]
-        done = fresh(tmp_path / name, *LOG, *arguments, *what)
+        done = run(tmp_path / name, *LOG, *arguments, *what)
         assert done.returncode == 0, done.stderr
     assert_same(
         *(run_folders(tmp_path / name)[0] for name in ("one", "two")), weight=5e-2, metric=2e-3
     )
-
-
-def test_torchrun_starts_the_processes_of_a_sweep_together(
-    alone: dict[str, Path], tmp_path: Path
-) -> None:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    sweep = ["-m", "updater=finetune,spmf", *LOG, *TWO]
-    done = subprocess.run(
-        [*launcher, "-m", "incrs.train", *sweep],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = run_folders(tmp_path)
-    assert_same(alone["finetune"], first)
-    assert_same(alone["spmf"], second)
-    assert done.stdout.count("One seed: pairs") == 1
 
 
 def test_a_sweep_that_would_start_processes_of_its_own_is_refused(tmp_path: Path) -> None:
@@ -162,4 +159,3 @@ def test_ctrl_c_ends_both_processes_with_one_line(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert printed.count(f"resume={folder}") == 1
     assert "Traceback" not in errors
-    assert fresh(tmp_path, f"resume={folder}").returncode == 0

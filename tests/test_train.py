@@ -148,11 +148,11 @@ def test_a_log_of_ones_own_is_a_few_lines_of_yaml_and_its_mistakes_are_said(tmp_
     assert "shop: 6 periods" in prepared.stdout or "shop: 5 periods" in prepared.stdout
 
 
-def wait_for(folder: Path, periods: int, process: subprocess.Popen) -> Path:
-    """Wait until a run below the folder has scored so many periods; return its folder."""
+def wait_for(folder: Path, periods: int, process: subprocess.Popen, within: str = "") -> Path:
+    """Wait until a run below the folder, or one in it, has scored so many periods; return its folder."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        for one in run_folders(folder):
+        for one in [folder / within] if within else run_folders(folder):
             if len(list((one / "serving").glob("period=*"))) >= periods:
                 return one
         time.sleep(0.005)
