@@ -161,7 +161,7 @@ def wait_for(folder: Path, periods: int, process: subprocess.Popen, within: str 
 
 SLOWER = [
     "model=shared_bottom",
-    "data.rows_per_period=6000",
+    "data.rows_per_period=2000",
     "updater=[incmsr,incctr]",
     "batch_size=100",
 ]

@@ -225,7 +225,7 @@ def test_a_combination_that_cannot_be_run_fails_alone(
 SLOWER = [
     *SMALL,
     "model=shared_bottom",
-    "data.rows_per_period=4000",
+    "data.rows_per_period=1500",
     "pruner.n_startup_trials=2",
     "trials=5",
     "search.optimizer.lr=log(1e-4,1e-1)",
