@@ -41,9 +41,11 @@ class Judge(Watcher):
         self._hopeless = False
 
     def run_begins(self) -> None:
-        """Take up what the run had scored before it was stopped."""
+        """Take up what the run had scored before it was stopped, and what the pruner says of it."""
         if self._folder.results.exists():
             self._take(results.read(self._folder.results))
+            if max(self._reported, default=None) == len(self._values) - 1:
+                self._ask()
 
     def period_begins(self, period: int, name: str, steps: int) -> None:
         """Stop here where the pruner said so."""
@@ -62,10 +64,16 @@ class Judge(Watcher):
         if self.value is None:
             return
         with uninterrupted():
-            known = self._trial.study.trials[self._trial.number].intermediate_values
-            if step not in known:
+            if step not in self._reported:
                 self._trial.report(self.value, step)
-            self._hopeless = len(self._values) < self._periods and self._trial.should_prune()
+            self._ask()
+
+    def _ask(self) -> None:
+        self._hopeless = len(self._values) < self._periods and self._trial.should_prune()
+
+    @property
+    def _reported(self) -> dict[int, float]:
+        return self._trial.study.trials[self._trial.number].intermediate_values
 
     @property
     def scored(self) -> int:

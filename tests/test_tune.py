@@ -16,10 +16,13 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from incrs import tune
+from incrs import results, tune
 from incrs.data.synthetic import SyntheticSource
 from incrs.errors import Mistake
+from incrs.folder import RunFolder
+from incrs.judge import Judge, Stopped
 from incrs.period import Role
+from incrs.results import Row
 from incrs.results import read as read_rows
 from incrs.search import Choice, Range, flat, read, rounded, split
 from tests.commands import command, forked, fresh
@@ -220,6 +223,34 @@ def test_a_combination_that_cannot_be_run_fails_alone(
     assert failed
     assert {line["unknown_rate"] for line in failed} == {"2"}
     assert "failed: unknown_rate=2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_trial_that_was_stopped_when_it_was_hopeless_is_so_when_it_goes_on(
+    known: int, tmp_path: Path
+) -> None:
+    study = optuna.create_study(
+        direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=2)
+    )
+    for _ in range(2):
+        earlier = study.ask()
+        for step in range(3):
+            earlier.report(0.7, step)
+        study.tell(earlier, 0.7)
+    trial = study.ask()
+    for step in range(
+        known + 1
+    ):  # what was told before the kill may be a period ahead of the files
+        trial.report(0.6, step)
+    row = Row("r", "log", "mf", "finetune", 0, 4, "tune", "all", "auc", 0.6, 90, 9)
+    results.write(tmp_path / results.FILE, [row])
+    judge = Judge(RunFolder(tmp_path), trial, "auc", periods=3)
+    judge.run_begins()
+    if not known:
+        with pytest.raises(Stopped):
+            judge.period_begins(5, "day 5", 1)
+    else:
+        judge.period_begins(5, "day 5", 1)
 
 
 SLOWER = [
