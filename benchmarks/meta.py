@@ -2,7 +2,7 @@
 
 python -m benchmarks.meta            a few minutes on one core
 python -m benchmarks.meta --smoke    the same paths on little data, for a check that they work
-python -m benchmarks.meta data=kuairand data.path=...     whole periods of a log's own, by the command
+python -m benchmarks.meta data=kuairand data.path=...     with whole periods of a log's own, by the command
 
 The step is asmg's at the size of its paper's Sobazaar log: 17,126 users and 24,785 items of 8 numbers,
 histories of 30, layers 24-12-6-1, three models and batches of 256 rows of each of their three periods.
@@ -330,18 +330,19 @@ def main() -> None:
         peak_of(*given.peak)
         return
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if given.settings:
-        cost_on(given.settings, given.turns, CONTESTANTS)
-        return
     smoke = given.smoke
     # Memory comes first: a process begins with the peak of the one that started it.
     if smoke:
         memory(20_000, (1, 3))
         step_speed(BATCH * 3, 1, 2_000, 20_000)
-        period_cost(1_000, 8, 1, CONTESTANTS[:2])
     else:
         memory(1_000_000)
         step_speed(BATCH * 20, 5, 40_000, 1_000_000)
+    if given.settings:
+        cost_on(given.settings, given.turns, CONTESTANTS)
+    elif smoke:
+        period_cost(1_000, 8, 1, CONTESTANTS[:2])
+    else:
         period_cost(40_000, 10, 3, CONTESTANTS)
 
 
