@@ -13,8 +13,8 @@ from incrs.models.base import Backbone
 from incrs.updaters import renumbering
 from incrs.updaters.base import Weights
 from incrs.updaters.gru import Formula
-from incrs.updaters.gru_compiled import Parts
 from incrs.updaters.learner import Known
+from incrs.updaters.parts import Parts
 from incrs.updaters.renumbering import Needed
 
 DENSE = "dense"

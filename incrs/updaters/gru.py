@@ -17,7 +17,7 @@ class Formula(NamedTuple):
 
     plain: of x (k, N), h (N, d) or None, and the parameters behind each number (R, N).
     compiled: for a CPU in single precision, of x, h, the parameters of P generators (R, P) and the
-    `gru_compiled.Parts` that say which generator makes which number; None: there is no such form.
+    `parts.Parts` that say which generator makes which number; None: there is no such form.
     """
 
     plain: Callable[..., Tensor]

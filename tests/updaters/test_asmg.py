@@ -37,6 +37,7 @@ from incrs.updaters.generator import DENSE, Generator, Layout, glorot
 from incrs.updaters.gru import DIRECT, FIRST_STATE, RESIDUAL, first_state, gru
 from incrs.updaters.incmsr import IncMSR
 from incrs.updaters.learner import WeightLearner
+from incrs.updaters.parts import Parts
 from tests.conftest import SCHEMA, SmallBackbone, SmallSource
 from tests.test_roster import Living, backbone_of, go
 
@@ -47,7 +48,8 @@ Arrays = Mapping[str, np.ndarray]
 def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what is done for large tables be done for all."""
     monkeypatch.setattr("incrs.updaters.renumbering.SMALL", 0)
-    monkeypatch.setattr("incrs.updaters.gru_compiled.LANES", 7)
+    monkeypatch.setattr("incrs.updaters.gru_compiled.OF_ONE", 3)
+    monkeypatch.setattr("incrs.updaters.gru_compiled.OF_MANY", 7)
     monkeypatch.setattr("incrs.updaters.generator.BLOCK", 5)
 
 
@@ -213,23 +215,26 @@ def test_the_recurrence_and_its_gradient_agree_with_the_formula() -> None:
 def test_what_is_compiled_agrees_with_the_formula(
     hidden: int, lanes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gru_compiled, "LANES", lanes)
+    monkeypatch.setattr(gru_compiled, "OF_ONE", lanes)
+    monkeypatch.setattr(gru_compiled, "OF_MANY", lanes)
     random = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random)
 
-    # Two tables, of 3 and of 2 numbers a row, weights of their own, and two generators of 5 weights each.
+    # Two tables, of 3 and of 2 numbers a row, weights of their own, two generators of 5 weights each, and
+    # a table of no rows.
     rows = [(0, 7, 3, 0), (21, 30, 2, 3), (81, 1, 50, 5), (131, 5, 1, 55), (136, 5, 1, 56)]
-    ends = [(7, 5, 2), (30, 20, 20), (1, 1, 1), (5, 5, 5), (5, 5, 5)]
-    parts = gru_compiled.Parts(np.array(rows), np.array(ends))
+    rows += [(141, 0, 2, 57)]
+    ends = [(7, 5, 2), (30, 20, 20), (1, 1, 1), (5, 5, 5), (5, 5, 5), (0, 0, 0)]
+    parts = Parts(np.array(rows), np.array(ends))
     needed = torch.zeros(3, 141)
     for (start, _, dim, _), own in zip(rows, ends, strict=True):
         for j, end in enumerate(own):
             needed[j, start : start + end * dim] = 1
     size = 3 * hidden**2 + 4 * hidden + 1
     dy, h, single = drawn(3, 141) * needed, drawn(141, hidden), {}
-    single = {"x": 3 * drawn(3, 141), "values": drawn(size, 58)}
+    single = {"x": 3 * drawn(3, 141), "values": drawn(size, 60)}
     double = {name: value.double().requires_grad_() for name, value in single.items()}
     for value in single.values():
         value.requires_grad_()
@@ -254,7 +259,7 @@ def test_what_is_compiled_agrees_with_the_formula(
 
 
 def test_what_is_no_number_stays_so_and_what_is_large_saturates() -> None:
-    parts = gru_compiled.Parts(np.array([(0, 1, 3, 0)]), np.array([(1,)]))
+    parts = Parts(np.array([(0, 1, 3, 0)]), np.array([(1,)]))
     values = torch.full((8, 3), 1e30)
     x = torch.tensor([[1.0, float("nan"), -1.0]])
     assert DIRECT.compiled is not None
