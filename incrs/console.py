@@ -25,7 +25,7 @@ class Progressing(Watcher):
     """
 
     def __init__(self, about: Run, periods: int):
-        line(f"{about.model} · {about.updater} · {about.data} · seed {about.seed}")
+        self._title = f"{about.model} · {about.updater} · {about.data} · seed {about.seed}"
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,6 +38,10 @@ class Progressing(Watcher):
         )
         self._periods = periods
         self._task = self._bar.add_task("", total=None)
+
+    def run_begins(self) -> None:
+        """Print the run's name, and begin the bar."""
+        line(self._title)
         self._bar.start()
 
     def period_begins(self, period: int, name: str, steps: int) -> None:

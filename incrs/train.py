@@ -248,11 +248,11 @@ def execute(
     )
     phases, kept = shared(folder, record, schema, trainer, seeking is not None)
     watchers = loggers
-    if FIRST:
-        folder.write_record(record)
-        watchers = [console.Progressing(about, len(stream.roles)), *loggers, *others]
     began, finished = time.perf_counter(), False
     try:
+        if FIRST:
+            folder.write_record(record)
+            watchers = [console.Progressing(about, len(stream.roles)), *loggers, *others]
         for watcher in watchers:
             watcher.run_begins()
         taken = kept.take(watchers) if kept else None
@@ -275,7 +275,8 @@ def execute(
             )
         finished = True
     except Interrupted:
-        console.line(f"stopped; to go on: python -m incrs.train resume={folder.path}")
+        if folder.record:
+            console.line(f"stopped; to go on: python -m incrs.train resume={folder.path}")
         raise
     finally:
         for watcher in watchers:

@@ -159,9 +159,8 @@ def _end(processes: Sequence[BaseProcess]) -> None:
 def _send(processes: Sequence[BaseProcess], number: int) -> None:
     for one in processes:
         assert one.pid is not None
-        for send in (
-            os.kill,
-            os.killpg,
-        ):  # the group is the process's own doing, soon after its start
-            with suppress(ProcessLookupError, PermissionError):
-                send(one.pid, number)
+        with suppress(ProcessLookupError, PermissionError):
+            try:
+                os.killpg(one.pid, number)
+            except ProcessLookupError:  # the group is the process's own doing, soon after its start
+                os.kill(one.pid, number)
