@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -75,6 +76,18 @@ def composed_once(compose: Callable[..., DictConfig]) -> Callable[..., DictConfi
     return load_sweep_config
 
 
+def read_once(source: Any) -> None:
+    """Have one of Hydra's sources of configuration read each file once for all jobs of a sweep."""
+    read, kept = source.load_config, {}
+
+    def load_config(config_path: str) -> Any:
+        if config_path not in kept:
+            kept[config_path] = read(config_path)
+        return deepcopy(kept[config_path])  # whoever gets it changes it
+
+    source.load_config = load_config
+
+
 class Sweeping(Callback):
     """Is told by Hydra, by conf/train.yaml, that a sweep begins, and keeps its folder."""
 
@@ -82,12 +95,13 @@ class Sweeping(Callback):
     pid: ClassVar[int | None] = None
 
     def on_multirun_start(self, config: DictConfig, **others: Any) -> None:
-        """Keep the folder; have every job composed once where the jobs run here."""
+        """Keep the folder; where the jobs run here have each composed once, of files read once."""
         Sweeping.folder, Sweeping.pid = Path(str(config.hydra.sweep.dir)), os.getpid()
         if config.hydra.runtime.choices["hydra/launcher"] == "basic":
-            loader = GlobalHydra.instance().config_loader()
-            compose = composed_once(loader.load_sweep_config)
-            loader.load_sweep_config = compose  # type: ignore[method-assign]
+            loader: Any = GlobalHydra.instance().config_loader()
+            loader.load_sweep_config = composed_once(loader.load_sweep_config)
+            for source in loader.repository.get_sources():
+                read_once(source)
 
     @staticmethod
     def here() -> bool:

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from incrs import drawing
-from incrs.door import COMPOSED, composed_once
+from incrs.door import COMPOSED, composed_once, read_once
 from incrs.errors import Mistake
 from incrs.folder import RunFolder
 from tests.commands import forked
@@ -78,6 +78,22 @@ def test_runs_of_a_sweep_have_the_pictures_of_single_ones(tmp_path: Path) -> Non
         for name in ("curves.png", "findings_asmg.png"):
             ours, theirs = (tmp_path / folder / name for folder in (f"sweep/{seed}", f"one{seed}"))
             assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_file_is_read_once_and_whoever_changes_it_changes_his_own() -> None:
+    class Source:
+        reads = 0
+
+        def load_config(self, config_path: str) -> list[str]:
+            self.reads += 1
+            return [config_path]
+
+    source = Source()
+    read_once(source)
+    source.load_config(config_path="model/star").append("changed")
+    assert source.load_config(config_path="model/star") == ["model/star"]
+    assert source.load_config(config_path="model/mf") == ["model/mf"]
+    assert source.reads == 2
 
 
 def test_a_job_is_composed_once_for_the_two_that_ask() -> None:
