@@ -44,8 +44,9 @@ class Judge(Watcher):
         """Take up what the run had scored before it was stopped, and what the pruner says of it."""
         if self._folder.results.exists():
             self._take(results.read(self._folder.results))
-            if max(self._reported, default=None) == len(self._values) - 1:
-                self._ask()
+            with uninterrupted():
+                if max(self._reported, default=None) == len(self._values) - 1:
+                    self._ask()
 
     def period_begins(self, period: int, name: str, steps: int) -> None:
         """Stop here where the pruner said so."""

@@ -238,9 +238,7 @@ def test_a_trial_that_was_stopped_when_it_was_hopeless_is_so_when_it_goes_on(
             earlier.report(0.7, step)
         study.tell(earlier, 0.7)
     trial = study.ask()
-    for step in range(
-        known + 1
-    ):  # what was told before the kill may be a period ahead of the files
+    for step in range(known + 1):  # what Optuna was told may be a period ahead of the files
         trial.report(0.6, step)
     row = Row("r", "log", "mf", "finetune", 0, 4, "tune", "all", "auc", 0.6, 90, 9)
     results.write(tmp_path / results.FILE, [row])

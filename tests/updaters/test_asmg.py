@@ -234,7 +234,7 @@ def test_what_is_compiled_agrees_with_the_formula(
             needed[j, start : start + end * dim] = 1
     size = 3 * hidden**2 + 4 * hidden + 1
     dy, h, single = drawn(3, 141) * needed, drawn(141, hidden), {}
-    single = {"x": 3 * drawn(3, 141), "values": drawn(size, 60)}
+    single = {"x": 3 * drawn(3, 141), "values": drawn(size, 59)}
     double = {name: value.double().requires_grad_() for name, value in single.items()}
     for value in single.values():
         value.requires_grad_()
