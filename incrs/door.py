@@ -95,9 +95,9 @@ class Sweeping(Callback):
     pid: ClassVar[int | None] = None
 
     def on_multirun_start(self, config: DictConfig, **others: Any) -> None:
-        """Keep the folder; where the jobs run here have each composed once, of files read once."""
+        """Keep the folder; where jobs run here, or are forked, compose each once, of files read once."""
         Sweeping.folder, Sweeping.pid = Path(str(config.hydra.sweep.dir)), os.getpid()
-        if config.hydra.runtime.choices["hydra/launcher"] == "basic":
+        if config.hydra.runtime.choices["hydra/launcher"] in ("basic", "gpu_queue"):
             loader: Any = GlobalHydra.instance().config_loader()
             loader.load_sweep_config = composed_once(loader.load_sweep_config)
             for source in loader.repository.get_sources():
