@@ -182,7 +182,7 @@ def _cost(name: str, some: Sequence[Line], base: Line | None) -> str:
 
 
 def _signed(value: float) -> str:
-    shown = f"{value:+.4f}"
+    shown = f"{value:+.5f}"
     return shown.replace("-", "\u2212") if float(shown) else shown[1:]
 
 

@@ -4,9 +4,9 @@ const D = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
 const by = (id) => document.getElementById(id);
 const minus = (text) => text.replace("-", "\u2212");
-const whole = (v) => (Math.abs(v) < 0.00005 ? 0 : v);
-const fixed = (v) => (v == null ? "\u2013" : minus(whole(v).toFixed(4)));
-const signed = (v) => (v == null ? "\u2013" : (whole(v) > 0 ? "+" : "") + minus(whole(v).toFixed(4)));
+const rounded = (v, places) => minus((Math.abs(v) < 0.5 / 10 ** places ? 0 : v).toFixed(places));
+const fixed = (v) => (v == null ? "\u2013" : rounded(v, 4));
+const signed = (v) => (v == null ? "\u2013" : (v > 0.000005 ? "+" : "") + rounded(v, 5));
 // Plotly reads its labels as a little HTML, so names must not look like any.
 const plain = (name) => String(name).replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
 

@@ -120,8 +120,8 @@ def facts(lines: Sequence[Line], one: Answer, metric: str) -> str:
     line = next(line for line in lines if line.updater == one.name)
     shown = [(metric, number(line.value), "mean over seeds and periods")]
     if line.gap is not None:
-        reach = f"95% interval ± {number(sections.wide(line.gap))}"
-        shown.append((f"minus {line.baseline}", number(line.gap.difference, "+.4f"), reach))
+        reach = f"95% interval ± {number(sections.wide(line.gap), '.5f')}"
+        shown.append((f"minus {line.baseline}", number(line.gap.difference, "+.5f"), reach))
     shown.append(("seconds a period", number(line.seconds, ".2f"), "training and learning"))
     seeds = f"{line.seeds} seed{'s' * (line.seeds != 1)}"
     shown.append(("evidence", seeds, f"by {line.periods} period{'s' * (line.periods != 1)}"))

@@ -78,7 +78,8 @@ def comparison(line: Line, up: bool, scale: tuple[float, float], in_use: bool) -
     if gap is None:
         says = "<span class=soft>baseline</span>" if in_use else NONE
         return [Cell(says, ""), Cell("", ""), Cell(NONE, ""), Cell(NONE, "")]
-    shown = number(gap.difference, "+.4f") + f" <span class=soft>± {number(gap.half_width)}</span>"
+    shown = number(gap.difference, "+.5f")
+    shown += f" <span class=soft>± {number(gap.half_width, '.5f')}</span>"
     low, high = number(gap.effect_low, "+.1f"), number(gap.effect_high, "+.1f")
     p = NONE if line.p is None else "&lt; .001" if line.p < 0.001 else f"{line.p:.3f}".lstrip("0")
     return [
@@ -108,7 +109,7 @@ def interval(line: Line, up: bool, scale: tuple[float, float]) -> str:
         f'<line class="{name}" x1="{at(gap.difference - half)}" x2="{at(gap.difference + half)}" y1=8 y2=8 />'
         for name, half in (("span thin", wide(gap)), ("span", gap.half_width))
     )
-    says = f"{number(gap.difference, '+.4f')} plus or minus {number(gap.half_width)}"
+    says = f"{number(gap.difference, '+.5f')} plus or minus {number(gap.half_width, '.5f')}"
     return (
         f'<svg class="gap{kind}" viewBox="0 0 150 16" role=img aria-label="{text(says)}">'
         f'<line class=zero x1="{at(0)}" x2="{at(0)}" y1=0 y2=16 />{spans}'

@@ -56,12 +56,12 @@ def _difference(line: Line) -> tuple[str, ...]:
     if gap.same:
         return "0.00", "no difference", "-", "-", "1", "1"
     share = "-" if line.relative is None else f"{100 * line.relative:+.2f}"
-    cautious = "-" if gap.cautious is None else f"{gap.cautious:.4f}"
+    cautious = "-" if gap.cautious is None else f"{gap.cautious:.5f}"
     p = _p(line.p) + line.star
     effect = f"{gap.effect:+.2f} [{gap.effect_low:+.1f}, {gap.effect_high:+.1f}]"
     if math.isinf(gap.effect):
         effect = "all alike"
-    interval = f"{gap.difference:+.4f} ± {gap.half_width:.4f}"
+    interval = f"{gap.difference:+.5f} ± {gap.half_width:.5f}"
     return share, interval, cautious, effect, p, _p(line.wilcoxon_p)
 
 

@@ -205,6 +205,17 @@ def test_a_star_stands_behind_p_and_in_brackets_where_pairs_go_together(tmp_path
     assert tex == r"$<$.001$^{*}$ \\"
 
 
+def test_a_difference_of_a_hundred_thousandth_is_told(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(scale=1e-5, size=(5, 4))
+    for updater, more in {"finetune": 0.0 * noise, "incmsr": noise - noise.mean() + 3e-5}.items():
+        for seed in range(5):
+            write_run(tmp_path / f"{updater}{seed}", updater, seed, 0.7 + more[seed], [])
+    line = lines_of(tmp_path)["incmsr"]
+    (cells,) = tables.cells_of([line], "finetune", ("auc", "logloss"))
+    assert re.fullmatch(r"\+0\.0000[2-4] ± 0\.0000[01]", cells["minus finetune (95%)"])
+    assert float(cells["cautious ±"]) > 0
+
+
 def test_identical_runs_and_single_seeds_say_what_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
