@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from runpy import run_module
 from typing import NamedTuple
 
 from torch.multiprocessing import start_processes
@@ -108,7 +109,10 @@ def serve() -> None:
                     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
                     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
                 sys.argv = [f"incrs.{door}", *arguments]
-                enter(*doors[door])
+                if door in doors:
+                    enter(*doors[door])
+                else:
+                    run_module(f"incrs.{door}", run_name="__main__")
                 status = 0
             except SystemExit as ended:
                 status = int(ended.code or 0)

@@ -54,7 +54,7 @@ def test_a_run_killed_and_resumed_gives_the_same_ranks(
     folder = wait_for(tmp_path, 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = fresh(tmp_path, f"resume={folder}")
+    done = (forked if processes == 1 else fresh)(tmp_path, f"resume={folder}")
     assert done.returncode == 0, done.stderr
     ours, theirs = (results.read(one / "results.csv") for one in (alone[0], folder))
     assert any(row.metric == "recall_10" for row in ours)

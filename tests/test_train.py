@@ -213,7 +213,7 @@ def test_a_sweep_runs_every_combination_and_sums_up(tmp_path: Path) -> None:
     assert "incmsr+incctr" in done.stdout
     assert "means over 2 seeds and" in done.stdout
     assert "AUC by scenario" in done.stdout
-    table = fresh(tmp_path, str(folders[0].parent), module="incrs.report")
+    table = forked(tmp_path, str(folders[0].parent), door="report")
     assert table.returncode == 0
     assert "AUC minus finetune's" in table.stdout and (folders[0].parent / "report.html").exists()
 

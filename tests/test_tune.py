@@ -275,7 +275,7 @@ def until(folder: Path, pattern: str, process: subprocess.Popen) -> Path:
 def test_a_killed_search_goes_on_to_the_same_trials(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
-    done = fresh(whole, *SLOWER, module="incrs.tune")
+    done = forked(whole, *SLOWER, door="tune")
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     (undisturbed,) = whole.glob("multirun/*/*")
@@ -292,7 +292,7 @@ def test_a_killed_search_goes_on_to_the_same_trials(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert f"to go on: python -m incrs.tune resume={folder}" in printed
     assert "Traceback" not in errors
-    refused = fresh(tmp_path, f"resume={folder}", "model=mf", module="incrs.tune")
+    refused = forked(tmp_path, f"resume={folder}", "model=mf", door="tune")
     assert refused.returncode == 2
     assert "takes no other setting but trials=" in refused.stderr
     done = fresh(tmp_path, f"resume={folder}", module="incrs.tune")
@@ -313,7 +313,7 @@ def test_a_killed_search_goes_on_to_the_same_trials(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
     few = [*SMALL, "trials=2", "search.optimizer.lr=log(1e-4,1e-1)"]
-    assert fresh(tmp_path, *few, module="incrs.tune").returncode == 0
+    assert forked(tmp_path, *few, door="tune").returncode == 0
     (folder,) = tmp_path.glob("multirun/*/*")
     more = command([f"resume={folder}", "trials=9"], "incrs.tune")
     both = [subprocess.Popen(more, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
